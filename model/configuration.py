@@ -1,0 +1,302 @@
+"""The configuration files: what they may say, and what a person is told when they are wrong.
+
+`config/config.yaml` is read into `Config`, `config/kernels/NAME.yaml` into
+`KernelConfiguration`. Both are read by `yaml.safe_load` and validated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+import kernels
+from model.records import Device
+
+
+class ConfigurationError(Exception):
+    """A configuration file is wrong; the message says what, where and how to mend it."""
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ModelSource(Section):
+    """Where a checkpoint comes from."""
+
+    source: str
+    """A directory (relative to the project's root or absolute), or
+    `hf://OWNER/NAME@REVISION` with a full commit hash."""
+    manifest: str | None = None
+    """A manifest.json with the sha256 of every file. Needed for a directory."""
+
+
+class Buckets(Section):
+    """The static shapes that are compiled."""
+
+    context_encoding: Annotated[list[PositiveInt], Field(min_length=1)]
+    """Prompt lengths, in tokens; a prompt is padded to the smallest that holds it."""
+    max_length: PositiveInt
+    """Length of the KV cache: prompt and output together, in tokens."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Buckets:
+        if sorted(set(self.context_encoding)) != self.context_encoding:
+            raise ValueError("context_encoding must be ascending, without repeats")
+        if self.context_encoding[-1] > self.max_length:
+            raise ValueError(
+                f"max_length ({self.max_length}) must hold the largest context_encoding "
+                f"bucket ({self.context_encoding[-1]})"
+            )
+        return self
+
+
+class Sampling(Section):
+    """Seeded sampling, run beside greedy decoding."""
+
+    temperature: Positive = 0.8
+    top_k: PositiveInt = 20
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    seed: int = 0
+
+
+class Generate(Section):
+    """The generation stage."""
+
+    prompts: str
+    max_new_tokens: PositiveInt = 16
+    warmup_runs: Annotated[int, Field(ge=0)] = 1
+    measured_runs: PositiveInt = 3
+    sampling: Sampling = Sampling()
+
+
+class Tolerances(Section):
+    """What a configuration may differ by before its verdict is fail."""
+
+    float32_relative_l2: Positive = 1e-4
+    """fp32 logits against HF's fp32 logits."""
+    bfloat16_kl_per_token: Positive = 3e-4
+    """Mean KL divergence of the bf16 logits from HF's bf16 logits, nats per token."""
+    bfloat16_top1_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of positions whose most likely token is HF's, in bf16."""
+    bfloat16_error_ratio: Positive = 2.0
+    """bf16 logits' error against HF's fp32 logits, over HF's own bf16 error."""
+    float32_op: Positive = 1e-5
+    """A kernel against its reference in fp32, relative to the reference's largest value."""
+    bfloat16_op: Positive = 1e-2
+    """The same in bf16, where one rounding step is 2**-8 = 3.9e-3."""
+
+
+class Accuracy(Section):
+    """The accuracy stage."""
+
+    texts: str
+    """A JSONL file with `text`: what the logits are compared on."""
+    sequences: PositiveInt = 16
+    """How many of the texts."""
+    tasks: str
+    """A folder of lm-eval task files."""
+    documents: PositiveInt = 50
+    """How many documents of each task."""
+    batch_size: PositiveInt = 16
+    tolerances: Tolerances = Tolerances()
+
+
+class Tracking(Section):
+    """MLflow. `MLFLOW_TRACKING_URI` replaces the store."""
+
+    experiment: str = "nki-assay"
+
+
+class Config(Section):
+    """config/config.yaml"""
+
+    model: Name
+    models: dict[Name, ModelSource]
+    configurations: Annotated[list[Name], Field(min_length=1)]
+    device: Device = "simulator"
+    target: Literal["trn2", "trn3"] = "trn2"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    batch_size: PositiveInt = 1
+    buckets: Buckets
+    generate: Generate
+    accuracy: Accuracy
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _known_model(self) -> Config:
+        if self.model not in self.models:
+            raise ValueError(f"model is {self.model!r}; models has: {', '.join(self.models)}")
+        if len(set(self.configurations)) != len(self.configurations):
+            raise ValueError("configurations names one twice")
+        return self
+
+
+class OpKernel(Section):
+    """The kernel that fills an op."""
+
+    kernel: str
+    """A name of `kernels.KERNELS`, or `path/to/file.py:function`."""
+    parameters: dict[str, bool | int | float | str | None] = {}
+    """The kernel's keyword parameters."""
+
+    @field_validator("kernel")
+    @classmethod
+    def _known_kernel(cls, kernel: str) -> str:
+        if kernel in kernels.KERNELS:
+            return kernel
+        path, colon, function = kernel.rpartition(":")
+        if colon and path.endswith(".py") and function.isidentifier():
+            return kernel
+        raise ValueError(
+            f"unknown kernel {kernel!r}{_did_you_mean(kernel, list(kernels.KERNELS))}; kernels: "
+            f"{', '.join(sorted(kernels.KERNELS))}, or path/to/file.py:function"
+        )
+
+    @field_validator("parameters")
+    @classmethod
+    def _finite(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, value in parameters.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"parameter {name} is {value}; it must be finite")
+        return parameters
+
+
+class KernelConfiguration(Section):
+    """config/kernels/NAME.yaml: which op is filled by which kernel."""
+
+    description: str
+    ops: dict[str, OpKernel] = {}
+
+    @field_validator("ops")
+    @classmethod
+    def _known_ops(cls, ops: dict[str, OpKernel]) -> dict[str, OpKernel]:
+        for op, filled in ops.items():
+            if op not in kernels.OPS:
+                raise ValueError(
+                    f"unknown op {op!r}{_did_you_mean(op, list(kernels.OPS))}; "
+                    f"ops: {', '.join(kernels.OPS)}"
+                )
+            known = kernels.KERNELS.get(filled.kernel)
+            if known is not None and known.op != op:
+                raise ValueError(
+                    f"op {op!r} cannot be filled by {filled.kernel!r}, which is for op {known.op!r}"
+                )
+        return ops
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """The keys allowed beside the one at `location` (whose last item is the unknown key)."""
+    here: Any = model
+    for step in location[:-1]:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(step))
+            here = field.annotation if field else None
+        else:  # dict[str, Model] or list[Model]
+            arguments = getattr(here, "__args__", ())
+            here = arguments[-1] if arguments else None
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        return list(here.model_fields)
+    return []
+
+
+def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        location = item["loc"]
+        where = ".".join(str(step) for step in location) or "the file"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            keys = _keys(model, location)
+            message = (
+                f"unknown key{_did_you_mean(str(location[-1]), keys)}; "
+                f"allowed here: {', '.join(keys)}"
+            )
+        elif item["type"] == "missing":
+            message = "this key is needed and missing"
+        elif not message.startswith("unknown"):
+            message = f"{message}; found {item['input']!r}"
+        lines.append(f"{path}: {where}: {message}")
+    return "\n".join(lines)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path}: must be a mapping of keys to values, found {value!r}")
+    return value
+
+
+def parse_config(value: Any, path: Path = Path("config/config.yaml")) -> Config:
+    """Validate a configuration that is a mapping already (e.g. Snakemake's `config`).
+
+    Raises:
+        ConfigurationError: naming `path`, every wrong key, and what is allowed there.
+    """
+    try:
+        return Config.model_validate(value)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(path, Config, error)) from None
+
+
+def read_config(path: Path) -> Config:
+    """Read and validate config/config.yaml.
+
+    Raises:
+        ConfigurationError: see `parse_config`.
+    """
+    return parse_config(_read_yaml(path), path)
+
+
+def kernel_configuration_path(name: str, folder: Path = Path("config/kernels")) -> Path:
+    """The file of a kernel configuration.
+
+    Raises:
+        ConfigurationError: there is none of that name; the message lists those there are.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise ConfigurationError(
+            f"unknown kernel configuration {name!r}{_did_you_mean(name, known)}: there is no "
+            f"{path}. Configurations: {', '.join(known)}"
+        )
+    return path
+
+
+def read_kernel_configuration(path: Path) -> KernelConfiguration:
+    """Read and validate one kernel configuration.
+
+    Raises:
+        ConfigurationError: naming the file, every wrong key, and what is allowed there.
+    """
+    try:
+        return KernelConfiguration.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        raise ConfigurationError(_explain(path, KernelConfiguration, error)) from None
