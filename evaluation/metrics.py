@@ -1,0 +1,192 @@
+"""One configuration's results as flat metrics, named so that a number explains itself.
+
+A name is `SECTION/WHAT_UNIT`. The section (a chart section in MLflow) says how the number came
+about and, where a clock or a device did it, which one:
+
+- `latency_measured_DEVICE/`, `throughput_measured_DEVICE/`: wall clock on DEVICE
+- `compile_measured_host/`: wall clock of the compile stage, always on the host's CPU
+- `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
+- `trace_counted/`, `kernel_calls_counted/`: counted in the graphs and during the runs
+- `quality/`: the configuration's outputs compared with a reference or with right answers
+
+DEVICE is `simulator` or `neuron`; a simulator's wall clock says nothing about Trainium.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from statistics import median
+
+from evaluation.records import AccuracyRecord, LogitComparison
+from evaluation.results import ConfigurationResults
+from model.records import CompileManifest, GenerationRecord, PromptResult, RunTiming, TraceSummary
+
+
+def metrics(results: ConfigurationResults) -> dict[str, float]:
+    """All metrics of one configuration.
+
+    Values that are not finite are left out, since they fit neither JSON nor a chart;
+    `quality/…_finite_…` is 0 then, and the verdict is fail.
+    """
+    found: dict[str, float] = {}
+    if results.manifest is not None:
+        found |= _compile_metrics(results.manifest)
+    if results.trace is not None:
+        found |= _trace_metrics(results.trace)
+    if results.generation is not None:
+        found |= _generation_metrics(results.generation)
+    if results.accuracy is not None:
+        found |= _accuracy_metrics(results.accuracy)
+    for kernel, calls in kernel_calls(results).items():
+        found[f"kernel_calls_counted/{slug(kernel)}"] = calls
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def slug(text: str) -> str:
+    """`text` with only characters that MLflow allows within a section, at most 120."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.")[-120:] or "_"
+
+
+def kernel_calls(results: ConfigurationResults) -> dict[str, int]:
+    """Kernel -> calls in generation and accuracy together; 0 for one that was never called."""
+    total: dict[str, int] = defaultdict(int)
+    for entry in results.manifest.kernels if results.manifest else []:
+        total[entry.kernel] = 0
+    for record in (results.generation, results.accuracy):
+        for kernel, by_graph in (record.kernel_calls if record else {}).items():
+            total[kernel] += sum(by_graph.values())
+    return dict(total)
+
+
+def tpot_ms(run: RunTiming) -> float | None:
+    """Time per output token after the first, ms; None if there was only one."""
+    return sum(run.itl_ms) / len(run.itl_ms) if run.itl_ms else None
+
+
+def token_latencies(generation: GenerationRecord) -> list[float]:
+    """Inter-token latency (ms) by position in the output, the median over prompts and repeats.
+
+    Item 0 is the latency between the first and the second output token.
+    """
+    by_position: dict[int, list[float]] = defaultdict(list)
+    for run in _runs(generation.prompts):
+        for position, latency in enumerate(run.itl_ms):
+            by_position[position].append(latency)
+    return [median(by_position[position]) for position in sorted(by_position)]
+
+
+def comparison_slug(comparison: LogitComparison) -> str:
+    """`bfloat16` for `bfloat16 vs HF bfloat16`, else the words joined."""
+    ours, _, theirs = comparison.comparison.partition(" vs ")
+    if theirs.split()[-1:] == [ours]:
+        return slug(ours)
+    return slug(comparison.comparison.lower())
+
+
+def worst(results: ConfigurationResults, dtype: str, measure: str) -> float | None:
+    """The worst `measure` over both graphs of the logits compared with HF at `dtype`.
+
+    `measure` is a field of `LogitComparison`; for an agreement the worst is the least.
+    NaN is worse than any number.
+    """
+    comparisons = results.accuracy.logits if results.accuracy else []
+    values = [float(getattr(c, measure)) for c in comparisons if comparison_slug(c) == dtype]
+    if not values or any(math.isnan(value) for value in values):
+        return math.nan if values else None
+    return min(values) if measure.endswith("agreement") else max(values)
+
+
+def _runs(prompts: list[PromptResult]) -> list[RunTiming]:
+    return [run for prompt in prompts for run in prompt.runs]
+
+
+def _compile_metrics(manifest: CompileManifest) -> dict[str, float]:
+    programs = manifest.programs
+    counted = f"programs_counted_{manifest.target}"
+    found: dict[str, float] = {
+        "compile_measured_host/total_s": manifest.compile_seconds_measured,
+        f"{counted}/programs": len(programs),
+    }
+    if programs:
+        found |= {
+            f"{counted}/instructions": sum(p.instructions for p in programs),
+            f"{counted}/sbuf_bytes_per_partition_max": max(
+                p.sbuf_bytes_per_partition for p in programs
+            ),
+            f"{counted}/psum_bytes_per_partition_max": max(
+                p.psum_bytes_per_partition for p in programs
+            ),
+        }
+    return found
+
+
+def _trace_metrics(trace: TraceSummary) -> dict[str, float]:
+    found = {"trace_counted/nki_flops_ratio": trace.nki_flops_ratio}
+    for graph in trace.graphs:
+        where = f"{graph.graph}_{slug(graph.bucket)}"
+        found |= {
+            f"trace_counted/nki_macs_{where}": graph.macs_nki,
+            f"trace_counted/total_macs_{where}": graph.macs_total,
+            f"trace_counted/nki_instructions_{where}": graph.nki_instructions,
+            f"trace_counted/nki_kernel_calls_{where}": graph.nki_kernel_calls,
+            f"trace_counted/nki_hbm_bytes_{where}": graph.nki_hbm_bytes,
+        }
+    return found
+
+
+def _generation_metrics(generation: GenerationRecord) -> dict[str, float]:
+    measured = generation.measured
+    latency = f"latency_measured_{generation.device}"
+    found = {
+        f"{latency}/{field}": getattr(measured, field)
+        for field in (
+            "ttft_ms_p50",
+            "ttft_ms_p99",
+            "tpot_ms_p50",
+            "tpot_ms_p99",
+            "end_to_end_ms_p50",
+            "end_to_end_ms_p99",
+        )
+    }
+    found[f"{latency}/runs"] = measured.runs
+    found[f"throughput_measured_{generation.device}/output_tokens_per_s"] = (
+        measured.output_tokens_per_s
+    )
+    for length in ("short", "medium", "long"):
+        runs = _runs([prompt for prompt in generation.prompts if prompt.length == length])
+        tpots = [tpot for run in runs if (tpot := tpot_ms(run)) is not None]
+        if runs:
+            found[f"{latency}/ttft_ms_p50_{length}_prompts"] = median(r.ttft_ms for r in runs)
+        if tpots:
+            found[f"{latency}/tpot_ms_p50_{length}_prompts"] = median(tpots)
+    answered = [p.correct for p in generation.prompts if p.correct is not None]
+    if answered:
+        found["quality/prompts_correct_share"] = sum(answered) / len(answered)
+    return found
+
+
+def _accuracy_metrics(accuracy: AccuracyRecord) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for logits in accuracy.logits:
+        measures: dict[str, float | None] = {
+            "kl_per_token": logits.kl_per_token_mean,
+            "kl_per_token_max": logits.kl_per_token_max,
+            "top1_agreement": logits.top1_agreement,
+            "max_abs_error": logits.max_abs_error,
+            "relative_l2_error": logits.relative_l2_error,
+            "first_diverging_token": logits.first_diverging_token,
+            "finite": logits.finite,
+        }
+        for measure, value in measures.items():
+            if value is not None:
+                found[f"quality/{comparison_slug(logits)}_{measure}_{logits.graph}"] = value
+    for op in accuracy.ops:
+        name = f"quality/op_{slug(op.op)}_{slug(op.dtype)}_max_relative_error"
+        found[name] = max(op.max_relative_error, found.get(name, 0.0))
+    for task in accuracy.tasks:
+        for metric, value in task.metrics.items():
+            found[f"quality/task_{slug(task.task)}_{slug(metric)}"] = value
+    found["quality/gates_failed"] = sum(not gate.passed for gate in accuracy.gates)
+    return found

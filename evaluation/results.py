@@ -1,0 +1,117 @@
+"""Reads what the stages left behind for one kernel configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.records import AccuracyRecord, StageError, TrackedRun
+from model.records import CompileManifest, GenerationRecord, Record, RecordError, TraceSummary
+
+STAGES = ("download", "compile", "trace", "generate", "reference", "accuracy", "track")
+
+_NEEDS = {
+    "compile": {"download", "compile"},
+    "trace": {"download", "compile", "trace"},
+    "generate": {"download", "compile", "generate"},
+    "accuracy": {"download", "compile", "reference", "accuracy"},
+    "track": {"download", "compile", "trace", "generate", "reference", "accuracy", "track"},
+}
+"""Stage -> the stages that must have succeeded for its file to be of the present inputs."""
+
+
+@dataclass(frozen=True)
+class ConfigurationResults:
+    """The result files of one kernel configuration; None where there is none."""
+
+    name: str
+    manifest: CompileManifest | None = None
+    trace: TraceSummary | None = None
+    generation: GenerationRecord | None = None
+    accuracy: AccuracyRecord | None = None
+    tracked: TrackedRun | None = None
+    errors: tuple[StageError, ...] = ()
+    """What failed, in the stages' order."""
+
+
+def result_files(results: Path, model: str, name: str) -> dict[str, Path]:
+    """Stage -> the file it writes for a configuration, whether it exists or not."""
+    return {
+        "compile": results / "compiled" / model / name / "manifest.json",
+        "trace": results / "traces" / model / name / "summary.json",
+        "generate": results / "generated" / model / name / "generation.json",
+        "accuracy": results / "accuracy" / model / name / "accuracy.json",
+        "track": results / "tracked" / model / f"{name}.json",
+    }
+
+
+def error_folder(results: Path, model: str, name: str) -> Path:
+    """The folder in which a configuration's stages leave their `StageError`."""
+    return results / "errors" / model / name
+
+
+def read_results(results: Path, model: str, name: str) -> ConfigurationResults:
+    """Read one configuration's results.
+
+    A stage that failed leaves its error, and perhaps the files of an earlier, successful run:
+    its own and those of the stages after it. Those are stale, and are not read.
+
+    Raises:
+        RecordError: naming the file that is truncated, of another schema version, or about
+            another configuration than its folder says.
+    """
+    errors = _read_errors(error_folder(results, model, name))
+    failed = {error.stage for error in errors}
+    files = {
+        stage: path
+        for stage, path in result_files(results, model, name).items()
+        if path.exists() and not failed & _NEEDS[stage]
+    }
+    found = ConfigurationResults(
+        name=name,
+        manifest=CompileManifest.read(files["compile"]) if "compile" in files else None,
+        trace=TraceSummary.read(files["trace"]) if "trace" in files else None,
+        generation=GenerationRecord.read(files["generate"]) if "generate" in files else None,
+        accuracy=AccuracyRecord.read(files["accuracy"]) if "accuracy" in files else None,
+        tracked=TrackedRun.read(files["track"]) if "track" in files else None,
+        errors=errors,
+    )
+    records: dict[str, Record | None] = {
+        "compile": found.manifest,
+        "trace": found.trace,
+        "generate": found.generation,
+        "accuracy": found.accuracy,
+        "track": found.tracked,
+    }
+    for stage, record in records.items():
+        written_for = getattr(record, "configuration", name)
+        if written_for != name:
+            raise RecordError(
+                f"{files[stage]}: is about configuration {written_for!r}, not {name!r}. "
+                "Delete the file and run snakemake again; it rebuilds what is missing."
+            )
+    return found
+
+
+def read_all(results: Path, model: str, names: Sequence[str]) -> list[ConfigurationResults]:
+    """Read several configurations; one that cannot be read becomes one with that error."""
+    found = []
+    for name in names:
+        try:
+            found.append(read_results(results, model, name))
+        except RecordError as error:
+            unreadable = StageError(
+                configuration=name, stage="results", message=str(error), details=[]
+            )
+            found.append(ConfigurationResults(name=name, errors=(unreadable,)))
+    return found
+
+
+def _read_errors(folder: Path) -> tuple[StageError, ...]:
+    def order(error: StageError) -> int:
+        return STAGES.index(error.stage) if error.stage in STAGES else len(STAGES)
+
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted((StageError.read(path) for path in folder.glob("*.json")), key=order))

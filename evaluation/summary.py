@@ -1,0 +1,116 @@
+"""results/summary.json: each configuration's verdict, metrics, kernel calls and MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.metrics import kernel_calls, metrics
+from evaluation.provenance import evaluation_fingerprint
+from evaluation.records import ConfigurationSummary, StageError, Summary, Verdict
+from evaluation.results import ConfigurationResults, read_all
+from model.configuration import Config
+from model.records import Device
+
+
+def summarise(config: Config, results: Path) -> Summary:
+    """Sum up the configurations that `config` chooses, from the files there are.
+
+    Args:
+        config: The evaluation.
+        results: The `results/` folder.
+
+    Returns:
+        The summary. A configuration whose results are missing or unreadable has the verdict
+        fail, with the reason.
+    """
+    return summarise_read(config, results, read_all(results, config.model, config.configurations))
+
+
+def summarise_read(
+    config: Config, results: Path, configurations: Sequence[ConfigurationResults]
+) -> Summary:
+    """`summarise` for configurations already read."""
+    return Summary(
+        model=config.model,
+        evaluation=evaluation_fingerprint(config, results),
+        configurations={found.name: _configuration(config, found) for found in configurations},
+    )
+
+
+def judge(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
+    """The verdict and, if it is fail, why.
+
+    Pass needs a pass of the accuracy stage, the results of every stage before it, and no
+    stage that failed. Tracking does not count: an unreachable server breaks no kernel.
+    """
+    reasons = [
+        reason
+        for error in found.errors
+        if error.stage != "track"
+        for reason in error_reasons(error)
+    ]
+    if not reasons:
+        stages = {
+            "compile": found.manifest,
+            "trace": found.trace,
+            "generate": found.generation,
+            "accuracy": found.accuracy,
+        }
+        reasons += [
+            f"{stage}: no result; the stage did not run or did not finish"
+            for stage, record in stages.items()
+            if record is None
+        ]
+    if found.accuracy is not None and found.accuracy.verdict != "pass":
+        reasons += found.accuracy.reasons or ["accuracy: the verdict is fail"]
+    return ("fail" if reasons else "pass"), reasons
+
+
+def error_reasons(error: StageError) -> list[str]:
+    """One sentence per thing that went wrong: rule, file and line, and what."""
+    located = [detail for detail in error.details if "rule" in detail or "file" in detail]
+    if not located:
+        return [f"{error.stage}: {error.message}"]
+    return [f"{error.stage}: {describe_detail(detail) or error.message}" for detail in located]
+
+
+def describe_detail(detail: dict[str, object]) -> str:
+    """`FILE:LINE: [RULE] INSTRUCTION.OPERAND: MESSAGE (limit L, found V). MEND`, what is known."""
+    text = {key: str(value) for key, value in detail.items() if value not in (None, "", 0)}
+    rule = f"[{text['rule']}]" if "rule" in text else ""
+    head = ": ".join(part for part in (place(detail), rule) if part)
+    operand = ".".join(text[key] for key in ("instruction", "operand") if key in text)
+    said = ": ".join(part for part in (operand, text.get("message", "").rstrip(".")) if part)
+    if "limit" in text:
+        said += f" (limit {text['limit']}, found {text.get('value', '?')})"
+    return ". ".join(part for part in (f"{head} {said}".strip(), text.get("mend")) if part)
+
+
+def place(detail: dict[str, object]) -> str:
+    """`FILE:LINE` of an error's detail, the file relative to the project's root."""
+    file = Path(str(detail.get("file") or ""))
+    if file.is_absolute() and file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
+    line = detail.get("line")
+    return "" if file == Path() else f"{file}:{line}" if line else str(file)
+
+
+def device_of(config: Config, found: ConfigurationResults) -> Device:
+    """The device the configuration ran on; the one it was to run on if it did not."""
+    for record in (found.generation, found.accuracy, found.manifest):
+        if record is not None:
+            return record.device
+    return config.device
+
+
+def _configuration(config: Config, found: ConfigurationResults) -> ConfigurationSummary:
+    verdict, reasons = judge(found)
+    return ConfigurationSummary(
+        verdict=verdict,
+        reasons=reasons,
+        device=device_of(config, found),
+        metrics=metrics(found),
+        kernel_calls=kernel_calls(found),
+        mlflow_run_id=found.tracked.mlflow_run_id if found.tracked else None,
+    )

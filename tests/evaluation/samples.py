@@ -1,0 +1,277 @@
+"""Sample results of an evaluation: what the stages would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evaluation.records import (
+    AccuracyRecord,
+    Gate,
+    LogitComparison,
+    OpCheck,
+    StageError,
+    TaskResult,
+)
+from evaluation.results import error_folder, result_files
+from model.configuration import Config, parse_config
+from model.records import (
+    CheckpointRecord,
+    CompileManifest,
+    GenerationRecord,
+    Graph,
+    GraphTrace,
+    KernelEntry,
+    LatencySummary,
+    ProgramEntry,
+    PromptResult,
+    RunTiming,
+    TraceSummary,
+)
+
+GRAPHS: tuple[Graph, Graph] = ("context_encoding", "token_generation")
+KERNELS = {"rmsnorm": "nki_rmsnorm_kernel", "qk_norm": "nki_qk_rmsnorm_kernel"}
+OPS_OF = {"baseline": [], "rmsnorm": ["rmsnorm"], "norms": ["rmsnorm", "qk_norm"]}
+
+
+def config(**changes: Any) -> Config:
+    """A configuration of the evaluation, valid without any file."""
+    return parse_config(
+        {
+            "model": "tiny",
+            "models": {"tiny": {"source": "checkpoint"}},
+            "configurations": list(OPS_OF),
+            "buckets": {"context_encoding": [64], "max_length": 96},
+            "generate": {"prompts": "prompts.yaml"},
+            "accuracy": {"texts": "texts.jsonl", "tasks": "tasks"},
+            **changes,
+        }
+    )
+
+
+def project(root: Path) -> Path:
+    """Make the inputs that all configurations share in `root`; the results folder."""
+    (root / "tasks").mkdir(parents=True)
+    (root / "tasks/arithmetic.yaml").write_text("task: arithmetic\n")
+    (root / "prompts.yaml").write_text("[]\n")
+    (root / "texts.jsonl").write_text("{}\n")
+    kernel_configurations = root / "config/kernels"
+    kernel_configurations.mkdir(parents=True)
+    for name in OPS_OF:
+        (kernel_configurations / f"{name}.yaml").write_text(f"description: {name}\nops: {{}}\n")
+    results = root / "results"
+    CheckpointRecord(
+        model="tiny", directory="checkpoint", source="checkpoint", files={}, fingerprint="c" * 64
+    ).write(results / "models/tiny/checkpoint.json")
+    return results
+
+
+def manifest(name: str, ops: list[str]) -> CompileManifest:
+    return CompileManifest(
+        model="tiny",
+        configuration=name,
+        device="simulator",
+        target="trn2",
+        dtype="bfloat16",
+        checkpoint_fingerprint="c" * 64,
+        kernels=[
+            KernelEntry(
+                op=op,
+                kernel=KERNELS.get(op, op),
+                parameters={"eps": 1e-6},
+                sources={f"kernels/{op}.py": "0" * 64},
+            )
+            for op in ops
+        ],
+        programs=[
+            ProgramEntry(
+                op=op,
+                kernel=KERNELS.get(op, op),
+                graph=graph,
+                bucket="1x64",
+                dtype="bfloat16",
+                arguments={"x": "bfloat16[64, 128]"},
+                fingerprint="1" * 64,
+                calls=9,
+                instructions=12,
+                instructions_by_engine={"vector": 12},
+                hbm_read_bytes=16384,
+                hbm_write_bytes=16384,
+                macs=100,
+                sbuf_bytes_per_partition=1024,
+                psum_bytes_per_partition=0,
+            )
+            for op in ops
+            for graph in GRAPHS
+        ],
+        fingerprint="2" * 64,
+        compile_seconds_measured=1.5,
+    )
+
+
+def trace(name: str, ops: list[str]) -> TraceSummary:
+    return TraceSummary(
+        model="tiny",
+        configuration=name,
+        target="trn2",
+        graphs=[
+            GraphTrace(
+                graph=graph,
+                bucket="1x64",
+                macs_nki=100 * len(ops),
+                macs_total=10_000,
+                nki_instructions=12 * len(ops),
+                nki_kernel_calls=9 * len(ops),
+                nki_hbm_bytes=32768 * len(ops),
+            )
+            for graph in GRAPHS
+        ],
+        nki_flops_ratio=0.01 * len(ops),
+        fingerprint="3" * 64,
+    )
+
+
+def kernel_calls(ops: list[str]) -> dict[str, dict[Graph, int]]:
+    return {KERNELS.get(op, op): {"context_encoding": 9, "token_generation": 135} for op in ops}
+
+
+def generation(name: str, ops: list[str], slower: float = 1.0) -> GenerationRecord:
+    """Two prompts of three runs each; `slower` scales every latency."""
+
+    def run(ttft: float, itl: float, jitter: float) -> RunTiming:
+        step = itl * slower * jitter
+        first = ttft * slower * jitter
+        return RunTiming(
+            ttft_ms=first, itl_ms=[step, step * 1.1, step], end_to_end_ms=first + 3.1 * step
+        )
+
+    prompts = [
+        PromptResult(
+            name=length,
+            task="arithmetic",
+            length=length,
+            prompt_tokens=tokens,
+            mode="greedy",
+            seed=None,
+            output_tokens=[1, 2, 3, 4],
+            output_text="four",
+            expected="four",
+            correct=True,
+            runs=[run(ttft, 5.0, jitter) for jitter in (0.97, 1.0, 1.04)],
+        )
+        for length, tokens, ttft in (("short", 12, 20.0), ("long", 60, 42.0))
+    ]
+    return GenerationRecord(
+        model="tiny",
+        configuration=name,
+        device="simulator",
+        dtype="bfloat16",
+        warmup_runs=1,
+        prompts=prompts,
+        measured=LatencySummary(
+            ttft_ms_p50=31.0 * slower,
+            ttft_ms_p99=44.0 * slower,
+            tpot_ms_p50=5.17 * slower,
+            tpot_ms_p99=5.4 * slower,
+            end_to_end_ms_p50=46.5 * slower,
+            end_to_end_ms_p99=60.0 * slower,
+            output_tokens_per_s=86.4 / slower,
+            runs=6,
+        ),
+        kernel_calls=kernel_calls(ops),
+        fingerprint="4" * 64,
+    )
+
+
+def accuracy(name: str, ops: list[str], kl: float = 1.2e-5, passed: bool = True) -> AccuracyRecord:
+    def logits(comparison: str, graph: Graph, scale: float) -> LogitComparison:
+        return LogitComparison(
+            comparison=comparison,
+            graph=graph,
+            tokens=512,
+            kl_per_token_mean=kl * scale,
+            kl_per_token_max=kl * scale * 20,
+            top1_agreement=0.992,
+            max_abs_error=0.11 * scale,
+            relative_l2_error=3.1e-3 * scale,
+            first_diverging_token=17,
+            finite=True,
+        )
+
+    return AccuracyRecord(
+        model="tiny",
+        configuration=name,
+        device="simulator",
+        logits=[
+            logits(comparison, graph, scale)
+            for comparison, scale in (
+                ("bfloat16 vs HF bfloat16", 1.0),
+                ("float32 vs HF float32", 1e-3),
+                ("bfloat16 vs HF float32", 1.1),
+            )
+            for graph in GRAPHS
+        ],
+        ops=[
+            OpCheck(
+                op=op,
+                kernel=KERNELS.get(op, op),
+                dtype="bfloat16",
+                calls={"context_encoding": 9, "token_generation": 135},
+                max_relative_error=3.9e-3,
+                tolerance=1e-2,
+                passed=True,
+            )
+            for op in ops
+        ],
+        tasks=[
+            TaskResult(
+                task="nano_arithmetic",
+                documents=50,
+                metrics={"acc": 0.84, "acc_stderr": 0.05},
+                chance=0.25,
+            ),
+            TaskResult(
+                task="nano_text", documents=50, metrics={"word_perplexity": 4.2}, chance=None
+            ),
+        ],
+        gates=[Gate(name="bfloat16 KL per token", value=kl, limit="<= 0.0003", passed=passed)],
+        verdict="pass" if passed else "fail",
+        reasons=[] if passed else [f"bfloat16 KL per token is {kl:g}, the limit is 0.0003"],
+        kernel_calls=kernel_calls(ops),
+        fingerprint="5" * 64,
+    )
+
+
+def write(results: Path, name: str, *, slower: float = 1.0, **accuracy_changes: Any) -> None:
+    """Write the result files of a configuration that went through every stage but track."""
+    ops = list(OPS_OF.get(name, ["rmsnorm"]))
+    files = result_files(results, "tiny", name)
+    manifest(name, ops).write(files["compile"])
+    trace(name, ops).write(files["trace"])
+    generation(name, ops, slower).write(files["generate"])
+    accuracy(name, ops, **accuracy_changes).write(files["accuracy"])
+    programs = files["compile"].parent / "programs"
+    programs.mkdir()
+    for op in ops:
+        (programs / f"{op}.txt").write_text("vector.tensor_tensor ...\n")
+
+
+def write_kernel_error(results: Path, name: str, **changes: Any) -> StageError:
+    """Write the error of a configuration whose kernel failed its checks in compile."""
+    detail = {
+        "rule": "sbuf-capacity",
+        "message": "the tile does not fit",
+        "mend": "Split the free dimension.",
+        "file": "kernels/rmsnorm.py",
+        "line": 42,
+        "instruction": "nl.ndarray",
+        "operand": "x_tile",
+        "limit": "192 KiB",
+        "value": "256 KiB",
+        **changes,
+    }
+    error = StageError(
+        configuration=name, stage="compile", message="1 rule is broken", details=[detail]
+    )
+    error.write(error_folder(results, "tiny", name) / "compile.json")
+    return error

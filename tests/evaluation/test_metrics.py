@@ -1,0 +1,99 @@
+"""The metrics' names say what they are, and MLflow takes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import samples
+
+from evaluation.metrics import kernel_calls, metrics, token_latencies, worst
+from evaluation.results import ConfigurationResults, read_results
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> ConfigurationResults:
+    results = samples.project(tmp_path)
+    samples.write(results, "norms")
+    return read_results(results, "tiny", "norms")
+
+
+def test_names_and_values(found: ConfigurationResults) -> None:
+    values = metrics(found)
+    expected = {
+        "latency_measured_simulator/ttft_ms_p50": 31.0,
+        "latency_measured_simulator/tpot_ms_p50": 5.17,
+        "latency_measured_simulator/end_to_end_ms_p50": 46.5,
+        "latency_measured_simulator/ttft_ms_p50_short_prompts": 20.0,
+        "throughput_measured_simulator/output_tokens_per_s": 86.4,
+        "quality/bfloat16_kl_per_token_context_encoding": 1.2e-5,
+        "quality/bfloat16_top1_agreement_token_generation": 0.992,
+        "quality/float32_relative_l2_error_token_generation": 3.1e-6,
+        "quality/op_rmsnorm_bfloat16_max_relative_error": 3.9e-3,
+        "quality/task_nano_arithmetic_acc": 0.84,
+        "quality/task_nano_text_word_perplexity": 4.2,
+        "quality/prompts_correct_share": 1.0,
+        "trace_counted/nki_flops_ratio": 0.02,
+        "kernel_calls_counted/nki_rmsnorm_kernel": 288.0,
+        "compile_measured_host/total_s": 1.5,
+        "programs_counted_trn2/instructions": 48.0,
+    }
+    assert {name: values.get(name) for name in expected} == pytest.approx(expected)
+
+
+def test_mlflow_allows_every_name(found: ConfigurationResults) -> None:
+    for name in metrics(found):
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII), name
+        assert len(name) <= 250
+
+
+def test_a_clocks_reading_names_its_device(found: ConfigurationResults) -> None:
+    assert found.generation is not None
+    measured = [name for name in metrics(found) if "_ms" in name or "per_s" in name]
+    assert measured
+    assert all("_measured_simulator/" in name for name in measured)
+    assert not any("trn" in name or "neuron" in name for name in measured)
+    on_device = found.generation.model_copy(update={"device": "neuron"})
+    names = metrics(ConfigurationResults(name="norms", generation=on_device))
+    assert "latency_measured_neuron/ttft_ms_p50" in names
+    assert not any("simulator" in name for name in names)
+
+
+def test_nothing_gives_nothing() -> None:
+    assert metrics(ConfigurationResults(name="norms")) == {}
+
+
+def test_not_a_number_is_left_out_and_marked(found: ConfigurationResults) -> None:
+    assert found.accuracy is not None
+    broken = [
+        logits.model_copy(update={"kl_per_token_mean": math.nan, "finite": False})
+        for logits in found.accuracy.logits
+    ]
+    accuracy = found.accuracy.model_copy(update={"logits": broken})
+    results = ConfigurationResults(name="norms", accuracy=accuracy)
+    values = metrics(results)
+    assert "quality/bfloat16_kl_per_token_context_encoding" not in values
+    assert values["quality/bfloat16_finite_context_encoding"] == 0.0
+    assert math.isnan(worst(results, "bfloat16", "kl_per_token_mean") or 0.0)
+
+
+def test_kernel_calls_are_summed_and_a_silent_kernel_is_zero(found: ConfigurationResults) -> None:
+    assert kernel_calls(found) == {"nki_rmsnorm_kernel": 288, "nki_qk_rmsnorm_kernel": 288}
+    silent = ConfigurationResults(name="norms", manifest=found.manifest)
+    assert kernel_calls(silent) == {"nki_rmsnorm_kernel": 0, "nki_qk_rmsnorm_kernel": 0}
+
+
+def test_a_kernel_from_a_file_has_a_valid_name(found: ConfigurationResults) -> None:
+    assert found.generation is not None
+    generation = found.generation.model_copy(
+        update={"kernel_calls": {"../my kernels/a.py:norm": {"token_generation": 3}}}
+    )
+    values = metrics(ConfigurationResults(name="x", generation=generation))
+    assert values["kernel_calls_counted/my_kernels_a.py_norm"] == 3.0
+
+
+def test_token_latencies_are_medians_by_position(found: ConfigurationResults) -> None:
+    assert found.generation is not None
+    assert token_latencies(found.generation) == pytest.approx([5.0, 5.5, 5.0])

@@ -1,0 +1,106 @@
+"""The verdicts: what passes, what fails, and that the reason is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import samples
+
+from evaluation.records import StageError, Summary, TrackedRun
+from evaluation.results import error_folder, result_files
+from evaluation.summary import describe_detail, summarise
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    results = samples.project(tmp_path)
+    for name in samples.OPS_OF:
+        samples.write(results, name)
+    return results
+
+
+def test_a_whole_configuration_passes(results: Path) -> None:
+    TrackedRun(
+        configuration="norms", mlflow_run_id="r1", mlflow_experiment="e", fingerprint="f"
+    ).write(result_files(results, "tiny", "norms")["track"])
+    norms = summarise(samples.config(), results).configurations["norms"]
+    assert norms.verdict == "pass"
+    assert norms.reasons == []
+    assert norms.device == "simulator"
+    assert norms.kernel_calls == {"nki_rmsnorm_kernel": 288, "nki_qk_rmsnorm_kernel": 288}
+    assert norms.metrics["latency_measured_simulator/ttft_ms_p50"] == 31.0
+    assert norms.mlflow_run_id == "r1"
+
+
+def test_the_summary_survives_its_file(results: Path, tmp_path: Path) -> None:
+    summary = summarise(samples.config(), results)
+    summary.write(tmp_path / "summary.json")
+    assert Summary.read(tmp_path / "summary.json") == summary
+
+
+def test_a_failed_gate_fails(results: Path) -> None:
+    samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
+        result_files(results, "tiny", "norms")["accuracy"]
+    )
+    norms = summarise(samples.config(), results).configurations["norms"]
+    assert norms.verdict == "fail"
+    assert "0.2" in norms.reasons[0]
+
+
+@pytest.mark.parametrize("stage", ["compile", "trace", "generate", "accuracy"])
+def test_a_missing_result_fails(results: Path, stage: str) -> None:
+    result_files(results, "tiny", "norms")[stage].unlink()
+    summary = summarise(samples.config(), results)
+    assert summary.configurations["norms"].verdict == "fail"
+    assert stage in summary.configurations["norms"].reasons[0]
+    assert summary.configurations["rmsnorm"].verdict == "pass"
+
+
+def test_a_refused_kernel_fails_with_rule_file_and_line(results: Path) -> None:
+    samples.write_kernel_error(results, "rmsnorm")
+    rmsnorm = summarise(samples.config(), results).configurations["rmsnorm"]
+    assert rmsnorm.verdict == "fail"
+    assert rmsnorm.reasons == [
+        "compile: kernels/rmsnorm.py:42: [sbuf-capacity] nl.ndarray.x_tile: the tile does not fit "
+        "(limit 192 KiB, found 256 KiB). Split the free dimension."
+    ]
+    assert not any("latency" in name for name in rmsnorm.metrics), "timings of the old kernel"
+
+
+def test_an_error_without_details_says_its_message(results: Path) -> None:
+    StageError(configuration="norms", stage="generate", message="out of memory", details=[]).write(
+        error_folder(results, "tiny", "norms") / "generate.json"
+    )
+    norms = summarise(samples.config(), results).configurations["norms"]
+    assert norms.reasons == ["generate: out of memory"]
+
+
+def test_a_server_that_is_down_changes_no_verdict(results: Path) -> None:
+    StageError(configuration="norms", stage="track", message="down", details=[]).write(
+        error_folder(results, "tiny", "norms") / "track.json"
+    )
+    norms = summarise(samples.config(), results).configurations["norms"]
+    assert norms.verdict == "pass"
+    assert norms.mlflow_run_id is None
+
+
+def test_an_unreadable_result_fails_only_its_configuration(results: Path) -> None:
+    result_files(results, "tiny", "norms")["accuracy"].write_text("{")
+    summary = summarise(samples.config(), results)
+    assert "accuracy.json" in summary.configurations["norms"].reasons[0]
+    assert summary.configurations["baseline"].verdict == "pass"
+
+
+def test_the_evaluation_is_what_is_common(results: Path, tmp_path: Path) -> None:
+    first = summarise(samples.config(), results).evaluation
+    assert summarise(samples.config(configurations=["norms"]), results).evaluation == first
+    assert summarise(samples.config(dtype="float32"), results).evaluation != first
+    (tmp_path / "tasks/arithmetic.yaml").write_text("task: other\n")
+    assert summarise(samples.config(), results).evaluation != first
+
+
+def test_a_details_file_is_relative_to_the_project(results: Path, tmp_path: Path) -> None:
+    detail = {"rule": "r", "file": str(tmp_path / "kernels/a.py"), "line": 3, "message": "no"}
+    assert describe_detail(detail) == "kernels/a.py:3: [r] no"

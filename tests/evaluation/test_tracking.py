@@ -1,0 +1,216 @@
+"""MLflow runs against a real SQLite store, and a server that is not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+from evaluation.records import TrackedRun
+from evaluation.results import result_files
+from evaluation.tracking import TrackingError, initialise, public_uri, track
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with results and an initialised store; making the store takes seconds."""
+    root = tmp_path_factory.mktemp("project")
+    results = samples.project(root)
+    for name in samples.OPS_OF:
+        samples.write(results, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        initialise(samples.config(), Path("mlflow/ready.json"))
+    return root
+
+
+@pytest.fixture
+def project(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shared project as working directory."""
+    monkeypatch.chdir(store)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return store
+
+
+@pytest.fixture
+def send(project: Path, request: pytest.FixtureRequest) -> Callable[[str], TrackedRun]:
+    """Tracks a configuration into an experiment of the test's own."""
+    config = samples.config(tracking={"experiment": request.node.name})
+
+    def send(name: str) -> TrackedRun:
+        return track(
+            config, name, Path("results"), result_files(Path("results"), "tiny", name)["track"]
+        )
+
+    return send
+
+
+@pytest.fixture
+def runs(project: Path, request: pytest.FixtureRequest) -> Callable[[], list[Any]]:
+    def runs() -> list[Any]:
+        experiment = client().get_experiment_by_name(request.node.name)
+        return list(client().search_runs([experiment.experiment_id]))
+
+    return runs
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri="sqlite:///mlflow/mlflow.db")
+
+
+def test_initialise_makes_store_and_experiment_and_may_be_repeated(project: Path) -> None:
+    ready = Path("mlflow/ready.json")
+    first = ready.read_text()
+    initialise(samples.config(), ready)
+    assert ready.read_text() == first
+    assert json.loads(first)["tracking_uri"] == "sqlite:///mlflow/mlflow.db"
+    experiment = client().get_experiment_by_name("nki-assay")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert experiment.artifact_location == (project / "mlflow/artifacts").as_uri()
+
+
+def test_a_run_holds_what_a_person_compares(
+    project: Path, send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
+) -> None:
+    tracked = send("norms")
+    assert TrackedRun.read(Path("results/tracked/tiny/norms.json")) == tracked
+    (run,) = runs()
+    assert run.info.run_id == tracked.mlflow_run_id
+    assert run.info.run_name == "norms"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["op.rmsnorm.kernel"] == "nki_rmsnorm_kernel"
+    assert run.data.params["op.rmsnorm.eps"] == "1e-06"
+    assert run.data.params["op.silu.kernel"] == "reference"
+    assert run.data.params["buckets.context_encoding"] == "64"
+    assert run.data.metrics["latency_measured_simulator/ttft_ms_p50"] == 31.0
+    tags = run.data.tags
+    assert tags["kernel_config"] == "norms"
+    assert tags["verdict"] == "pass"
+    assert tags["device"] == "simulator"
+    assert len(tags["evaluation"]) == 64
+    assert tags["fingerprint"] == tracked.fingerprint
+    assert {"git_commit", "git_dirty"} <= set(tags)
+    assert "nki_rmsnorm_kernel (288 calls)" in tags["mlflow.note.content"]
+    assert "says nothing about Trainium" in tags["mlflow.note.content"]
+
+
+def test_token_latencies_are_steps_and_files_are_artifacts(
+    send: Callable[[str], TrackedRun],
+) -> None:
+    run = send("norms").mlflow_run_id
+    history = client().get_metric_history(run, "latency_measured_simulator/inter_token_ms")
+    assert [(point.step, point.value) for point in history] == [(1, 5.0), (2, 5.5), (3, 5.0)]
+    folder = Path(client().download_artifacts(run, ""))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "results/compile/manifest.json",
+        "results/trace/summary.json",
+        "results/generate/generation.json",
+        "results/accuracy/accuracy.json",
+        "kernel_configuration/norms.yaml",
+        "programs/rmsnorm.txt",
+        "programs/qk_norm.txt",
+    }
+
+
+def test_running_again_makes_no_duplicate(
+    send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
+) -> None:
+    assert send("norms") == send("norms")
+    assert len(runs()) == 1
+    send("rmsnorm")
+    assert len(runs()) == 2
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_an_unfinished_leftover_is_replaced(
+    send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]], status: str
+) -> None:
+    leftover = send("norms").mlflow_run_id
+    client().update_run(leftover, status=status)
+    again = send("norms").mlflow_run_id
+    assert again != leftover
+    assert [(run.info.run_id, run.info.status) for run in runs()] == [(again, "FINISHED")]
+
+
+def test_changed_results_are_another_run(
+    send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
+) -> None:
+    first = send("rmsnorm")
+    path = result_files(Path("results"), "tiny", "rmsnorm")["generate"]
+    before = path.read_text()
+    samples.generation("rmsnorm", ["rmsnorm"], slower=1.5).write(path)
+    second = send("rmsnorm")
+    path.write_text(before)
+    assert first.fingerprint != second.fingerprint
+    assert len(runs()) == 2
+    assert send("rmsnorm") == first
+
+
+def test_a_refused_configuration_is_tracked_as_such(
+    send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
+) -> None:
+    path = result_files(Path("results"), "tiny", "rmsnorm")["accuracy"]
+    before = path.read_text()
+    samples.accuracy("rmsnorm", ["rmsnorm"], kl=0.2, passed=False).write(path)
+    send("rmsnorm")
+    path.write_text(before)
+    (run,) = runs()
+    assert run.data.tags["verdict"] == "fail"
+    assert "refused" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_moved_checkout_is_told_how_to_go_on(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(project, moved)
+    monkeypatch.chdir(moved)
+    with pytest.raises(TrackingError, match="checkout was moved"):
+        track(samples.config(), "norms", Path("results"), Path("out.json"))
+    assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: initialise(samples.config(), Path("other.json")),
+        lambda: track(samples.config(), "norms", Path("results"), Path("other.json")),
+    ],
+    ids=["initialise", "track"],
+)
+def test_an_unreachable_server_fails_at_once_without_secrets(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    use: Callable[[], object],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:s3cret%21@127.0.0.1:9/ml?token=t0ken")
+    started = time.monotonic()
+    with pytest.raises(TrackingError) as error:
+        use()
+    assert time.monotonic() - started < 10
+    message = str(error.value)
+    assert "http://127.0.0.1:9/ml" in message
+    assert "results stay in results/" in message
+    assert "snakemake --cores 1 track_all" in message
+    assert not Path("other.json").exists()
+    captured = capfd.readouterr()
+    for text in (message, captured.out, captured.err):
+        assert not any(secret in text for secret in ("alice", "s3cret", "t0ken"))
+
+
+def test_a_uri_is_shown_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:pw@db.example:5432/mlflow?k=v")
+    assert public_uri() == "postgresql://db.example:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert public_uri() == "sqlite:///mlflow/mlflow.db"
