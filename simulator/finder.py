@@ -3,7 +3,7 @@
 The package index has an empty package named `nki`; it has no `nki.language` and counts as
 not installed. `NKI_SIMULATOR=1` asks for the simulator even where the SDK is installed.
 
-`python -m simulator.finder --enable ROOT` makes this permanent in a virtual environment: it
+`python -m simulator enable ROOT` makes this permanent in a virtual environment: it
 writes a `.pth` file that puts ROOT on `sys.path` and installs the finder at start-up. This
 module is therefore imported by every Python process there, and imports little itself.
 """
@@ -57,16 +57,9 @@ def enable(root: str) -> str:
     path = os.path.join(sysconfig.get_paths()["purelib"], PTH)
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(f"{os.path.abspath(root)}\nimport simulator.finder; simulator.finder.install()\n")
+        file.write(f"{os.path.abspath(root)}\nimport simulator.finder\n")
     os.replace(temporary, path)
     return path
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "--enable":
-        sys.exit("usage: python -m simulator.finder --enable ROOT")
-    if sys.prefix == sys.base_prefix:
-        sys.exit("simulator.finder: run this with the Python of a virtual environment")
-    print(f"import nki is enabled by {enable(sys.argv[2])}")
-else:
-    install()
+install()

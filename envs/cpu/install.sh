@@ -41,5 +41,5 @@ if ! "$venv/bin/python" -c 'import torch; assert torch.__version__.startswith("2
 fi
 
 # `import nki` and the project's own packages work from anywhere in this environment.
-PYTHONPATH="$root" "$venv/bin/python" -m simulator.finder --enable "$root"
+PYTHONPATH="$root" "$venv/bin/python" -m simulator enable "$root"
 pip check

@@ -1,0 +1,260 @@
+"""Vector-class instructions: element by element, and reductions over free dimensions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.instructions.table import Array, Arrays, InstructionSpec, Operand, Run, Slots
+from simulator.numerics import as_float32, compute
+from simulator.operators import ALU, REDUCTIONS, Operator
+from simulator.tensor import MemoryRegion, NkiTensor
+
+if TYPE_CHECKING:
+    from simulator.program import Instruction, Program
+
+Shape = tuple[int, ...]
+
+
+def reader(value: Any, shape: Shape, slots: Slots) -> Any:
+    """A function (views) -> fp32 array that broadcasts to `shape`; numbers stay constants.
+
+    A tile is given `shape`; a (P, 1) column is given (P, 1, …, 1).
+    """
+    if not isinstance(value, NkiTensor):
+        number = np.float32(value)
+        return lambda views: number
+    slot = slots(value)
+    wanted = shape if value.size == int(np.prod(shape)) else (shape[0],) + (1,) * (len(shape) - 1)
+    if value.shape == wanted:
+        return lambda views: as_float32(views[slot])
+    return lambda views: as_float32(views[slot]).reshape(wanted)
+
+
+def binary(operator: Operator, reverse: bool) -> Any:
+    """`operator` as f(x, y, out=None), with its operands swapped if `reverse`."""
+    function = operator.binary
+    assert function is not None
+    if not reverse:
+        return function
+    return lambda x, y, out=None: function(y, x, out=out)
+
+
+def _tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
+    dst = instruction["dst"]
+    x = reader(instruction["data1"], dst.shape, slots)
+    y = reader(instruction["data2"], dst.shape, slots)
+    write = compute(slots(dst), dst.dtype, dst.shape, binary(instruction["op"], False))
+    return lambda views: write(views, (x(views), y(views)))
+
+
+def _check_tensor_tensor(program: Program, instruction: Instruction) -> None:
+    first, second = instruction["data1"], instruction["data2"]
+    if first.buffer is MemoryRegion.psum and second.buffer is MemoryRegion.psum:
+        program.report(
+            instruction,
+            "psum-inputs",
+            "data1 and data2 cannot both be in PSUM",
+            "Copy one of them to SBUF with nisa.tensor_copy",
+            operand="data2",
+            limit="one of them in SBUF",
+            value="both in PSUM",
+        )
+
+
+def _tensor_scalar(instruction: Instruction, slots: Slots) -> Run:
+    dst = instruction["dst"]
+    x = reader(instruction["data"], dst.shape, slots)
+    a = reader(instruction["operand0"], dst.shape, slots)
+    first = binary(instruction["op0"], instruction["reverse0"])
+    if instruction["op1"] is None:
+        write = compute(slots(dst), dst.dtype, dst.shape, first)
+        return lambda views: write(views, (x(views), a(views)))
+    b = reader(instruction["operand1"], dst.shape, slots)
+    second = binary(instruction["op1"], instruction["reverse1"])
+
+    def both(x: Array, a: Array, b: Array, out: Array | None = None) -> Array:
+        return second(first(x, a), b, out=out)  # type: ignore[no-any-return]
+
+    write = compute(slots(dst), dst.dtype, dst.shape, both)
+    return lambda views: write(views, (x(views), a(views), b(views)))
+
+
+def _check_tensor_scalar(program: Program, instruction: Instruction) -> None:
+    if (instruction["op1"] is None) != (instruction["operand1"] is None):
+        program.report(
+            instruction,
+            "operand",
+            "op1 and operand1 go together",
+            "Give both or neither",
+            operand="operand1",
+            limit="both or neither",
+            value=f"op1={instruction['op1']!r}, operand1={instruction['operand1']!r}",
+        )
+
+
+def _scalar_tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
+    dst = instruction["dst"]
+    x = reader(instruction["data"], dst.shape, slots)
+    a = reader(instruction["operand0"], dst.shape, slots)
+    t = reader(instruction["operand1"], dst.shape, slots)
+    first = binary(instruction["op0"], instruction["reverse0"])
+    second = binary(instruction["op1"], instruction["reverse1"])
+
+    def both(x: Array, a: Array, t: Array, out: Array | None = None) -> Array:
+        return second(first(x, a), t, out=out)  # type: ignore[no-any-return]
+
+    write = compute(slots(dst), dst.dtype, dst.shape, both)
+    return lambda views: write(views, (x(views), a(views), t(views)))
+
+
+def _check_scalar_tensor_tensor(program: Program, instruction: Instruction) -> None:
+    data, tile = instruction["data"], instruction["operand1"]
+    if data.buffer is MemoryRegion.psum and tile.buffer is MemoryRegion.psum:
+        program.report(
+            instruction,
+            "psum-inputs",
+            "data and operand1 cannot both be in PSUM",
+            "Copy one of them to SBUF with nisa.tensor_copy",
+            operand="operand1",
+            limit="one of them in SBUF",
+            value="both in PSUM",
+        )
+
+
+def _axes(instruction: Instruction) -> tuple[int, ...]:
+    """The reduced axes as a sorted tuple of non-negative integers."""
+    axis = instruction["axis"]
+    rank = instruction["data"].ndim
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    return tuple(sorted(a + rank if a < 0 else a for a in axes))
+
+
+def _tensor_reduce(instruction: Instruction, slots: Slots) -> Run:
+    dst, data = instruction["dst"], instruction["data"]
+    frm, axes = slots(data), _axes(instruction)
+    ufunc: np.ufunc = instruction["op"].reduction
+    negate: bool = instruction["negate"]
+    shape = dst.shape
+
+    def reduce(x: Array, out: Array | None = None) -> Array:
+        y = ufunc.reduce(x, axis=axes).reshape(shape)
+        if negate:
+            y = np.negative(y)
+        if out is None:
+            return y
+        np.copyto(out, y)
+        return out
+
+    write = compute(slots(dst), dst.dtype, shape, reduce)
+    return lambda views: write(views, (as_float32(views[frm]),))
+
+
+def _check_tensor_reduce(program: Program, instruction: Instruction) -> None:
+    data: NkiTensor = instruction["data"]
+    dst: NkiTensor = instruction["dst"]
+    axes = _axes(instruction)
+    if not axes or axes != tuple(range(axes[0], data.ndim)) or axes[0] < 1:
+        program.report(
+            instruction,
+            "reduce-axis",
+            "tensor_reduce axis must be the last contiguous dim(s) of the tile",
+            "Reduce trailing free dimensions; over partitions use a matmul with ones",
+            operand="axis",
+            limit=f"trailing axes of {data.ndim} dimensions, not 0",
+            value=str(instruction["axis"]),
+        )
+        return
+    kept = int(np.prod(data.shape[1 : axes[0]]))
+    if dst.free_size != kept:
+        program.report(
+            instruction,
+            "shape",
+            f"dst has {dst.free_size} elements per partition, the reduction leaves {kept}",
+            "Give dst the shape of the dimensions that are kept",
+            operand="dst",
+            limit=str(kept),
+            value=str(dst.free_size),
+        )
+
+
+def _reciprocal(instruction: Instruction, slots: Slots) -> Run:
+    dst = instruction["dst"]
+    x = reader(instruction["data"], dst.shape, slots)
+    write = compute(slots(dst), dst.dtype, dst.shape, np.reciprocal)
+    return lambda views: write(views, (x(views),))
+
+
+COLUMN = Operand("read", "column", number=True, float32=True)
+
+SPECS = (
+    InstructionSpec(
+        name="tensor_tensor",
+        parameters=("dst", "data1", "data2", "op", "engine", "name"),
+        operands={"dst": Operand("write"), "data1": Operand("read"), "data2": Operand("read")},
+        engines=("vector", "gpsimd"),
+        lower=_tensor_tensor,
+        cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
+        source="nki_facts.md §2.6",
+        extra_check=_check_tensor_tensor,
+        operators={"op": ALU},
+    ),
+    InstructionSpec(
+        name="tensor_scalar",
+        parameters=(
+            "dst", "data", "op0", "operand0", "reverse0", "op1", "operand1", "reverse1",
+            "engine", "name",
+        ),
+        operands={
+            "dst": Operand("write"),
+            "data": Operand("read"),
+            "operand0": COLUMN,
+            "operand1": Operand("read", "column", number=True, optional=True, float32=True),
+        },
+        engines=("vector", "scalar", "gpsimd"),
+        lower=_tensor_scalar,
+        cost="max(64, N)",
+        source="nki_facts.md §2.6",
+        extra_check=_check_tensor_scalar,
+        operators={"op0": ALU, "op1": ALU},
+    ),
+    InstructionSpec(
+        name="scalar_tensor_tensor",
+        parameters=(
+            "dst", "data", "op0", "operand0", "op1", "operand1", "reverse0", "reverse1", "name",
+        ),
+        operands={
+            "dst": Operand("write"),
+            "data": Operand("read"),
+            "operand0": COLUMN,
+            "operand1": Operand("read"),
+        },
+        engines=("vector",),
+        lower=_scalar_tensor_tensor,
+        cost="max(64, 2N)",
+        source="nki_facts.md §2.6",
+        extra_check=_check_scalar_tensor_tensor,
+        operators={"op0": ALU, "op1": ALU},
+    ),
+    InstructionSpec(
+        name="tensor_reduce",
+        parameters=("dst", "op", "data", "axis", "negate", "keepdims", "name"),
+        operands={"dst": Operand("write", "free"), "data": Operand("read", "free")},
+        engines=("vector",),
+        lower=_tensor_reduce,
+        cost="max(64, N); N/2 if bf16 in and out and add or max",
+        source="nki_facts.md §2.6",
+        extra_check=_check_tensor_reduce,
+        operators={"op": REDUCTIONS},
+    ),
+    InstructionSpec(
+        name="reciprocal",
+        parameters=("dst", "data", "name"),
+        operands={"dst": Operand("write"), "data": Operand("read")},
+        engines=("vector",),
+        lower=_reciprocal,
+        cost="max(64, 8N)",
+        source="nki_facts.md §2.6",
+    ),
+)  # fmt: skip
