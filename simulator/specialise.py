@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def specialise(
         returned = function(**values)
     except NkiValidationError as error:
         raise NkiValidationError([*program.violations, *error.violations]) from None
+    except AssertionError as error:
+        raise NkiValidationError([*program.violations, _assertion(error, function)]) from None
     finally:
         _CURRENT.reset(token)
     _take_results(program, function, returned)
@@ -79,6 +82,18 @@ def specialise(
     check_program(program)
     program.raise_violations()
     return program
+
+
+def _assertion(error: AssertionError, function: Callable[..., Any]) -> Violation:
+    """A kernel's own `assert` as a violation at its line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Violation(
+        "kernel-assert",
+        str(error) or f"assertion failed: {last.line}",
+        f"{function.__name__} refuses these arguments; see its docstring for its limits",
+        last.filename,
+        last.lineno or 0,
+    )
 
 
 def _take_results(program: Program, function: Callable[..., Any], returned: Any) -> None:
