@@ -1,0 +1,285 @@
+"""lm-eval on our model: an `LM` over the model's graphs, and the run over a folder of tasks.
+
+Scores go through the context-encoding graph, generation through both. Requests are cut from
+the left to what the compiled shapes hold, as `HFLM` does, and give the scores it gives.
+"""
+
+# ruff: noqa: I001
+from __future__ import annotations
+
+import evaluation.offline  # noqa: F401  before any Hugging Face library
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from evaluation.inputs import EvaluationError
+from evaluation.interface import LanguageModel
+from evaluation.records import TaskResult
+from evaluation.tasks import LoadedTask
+
+log = logging.getLogger(__name__)
+
+TokenRequest = tuple[Any, list[int], list[int]]
+"""Request (for lm-eval's cache), context tokens, continuation tokens."""
+
+PROPORTIONS = ("acc", "acc_norm", "exact_match")
+"""Metrics that are means of zeros and ones; their standard error has a formula."""
+
+
+class NkiLM(TemplateLM):  # type: ignore[misc]
+    """lm-eval's view of a `LanguageModel`."""
+
+    def __init__(self, model: LanguageModel, max_context: int, batch_size: int) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model.
+            max_context: Largest context-encoding bucket, in tokens.
+            batch_size: Sequences given to the model at once.
+
+        Raises:
+            EvaluationError: the tokenizer has neither a BOS nor an EOS token.
+        """
+        super().__init__()
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.max_context = max_context
+        self.batch_size = batch_size
+        self._scores: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        self._stops: dict[tuple[str, ...], list[int]] = {}
+        if self.tokenizer.eos_token_id is None:
+            raise EvaluationError("the tokenizer has no end-of-text token (eos_token)")
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without context is conditioned on: BOS, or EOS where there is none."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: object
+    ) -> list[int]:
+        if add_special_tokens is None and has_bos_prefix(
+            string, self.tokenizer.decode(self.prefix_token_id)
+        ):
+            add_special_tokens = False
+        kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return [int(token) for token in self.tokenizer.encode(string, **kwargs)]
+
+    # --- scores ---------------------------------------------------------------------------
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[TokenRequest], **_options: object
+    ) -> list[tuple[float, bool]]:
+        """Sum of the continuation's log-probabilities in nats, and whether greedy decoding
+        would have produced it, per request.
+
+        Raises:
+            EvaluationError: a continuation is empty or too long, or logits are not finite.
+        """
+        keys = [self._key(context, continuation) for _, context, continuation in requests]
+        by_input: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for inputs, continuation in dict.fromkeys(keys):
+            if (inputs, continuation) not in self._scores:
+                by_input.setdefault(inputs, []).append(continuation)
+        pending = sorted(by_input, key=lambda inputs: (len(inputs), inputs))
+        for start in range(0, len(pending), self.batch_size):
+            batch = pending[start : start + self.batch_size]
+            for inputs, logits in zip(batch, self._logits(batch), strict=True):
+                for continuation in by_input[inputs]:
+                    self._scores[inputs, continuation] = _score(logits, continuation)
+        for (request, _, _), key in zip(requests, keys, strict=True):
+            if request is not None:
+                self.cache_hook.add_partial("loglikelihood", request, self._scores[key])
+        return [self._scores[key] for key in keys]
+
+    def _key(
+        self, context: list[int], continuation: list[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The model's input (all but the last token, cut from the left) and the continuation."""
+        context = context or [self.prefix_token_id]
+        if not 0 < len(continuation) <= self.max_context:
+            raise EvaluationError(
+                f"a continuation of {len(continuation)} tokens cannot be scored: the largest "
+                f"context_encoding bucket holds {self.max_context}, and it must not be empty"
+            )
+        whole = (context + continuation)[-(self.max_context + 1) :]
+        return tuple(whole[:-1]), tuple(continuation)
+
+    def _logits(self, batch: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        result = list(self.model.logits([list(inputs) for inputs in batch]))
+        for inputs, logits in zip(batch, result, strict=True):
+            if logits.shape[0] != len(inputs) or not torch.isfinite(logits).all():
+                raise EvaluationError(
+                    f"the model's logits of {len(inputs)} tokens are NaN, infinite or of the "
+                    f"wrong shape {list(logits.shape)}"
+                )
+        return result
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of whole texts in nats, in windows of the largest bucket."""
+        windows: list[TokenRequest] = []
+        counts = []
+        for request in requests:
+            pairs = [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_context,
+                    context_len=1,
+                )
+            ]
+            windows += [(None, context, continuation) for context, continuation in pairs]
+            counts.append(len(pairs))
+        scores = iter(self._loglikelihood_tokens(windows))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    # --- generation -----------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations, cut before the first stop string.
+
+        Raises:
+            EvaluationError: a task asks for sampling, or for more tokens than the cache holds.
+        """
+        texts: list[str | None] = [None] * len(requests)
+        groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        for index, request in enumerate(requests):
+            options = normalize_gen_kwargs(request.args[1], self.model.max_length // 2)
+            if options.get("do_sample"):
+                raise EvaluationError("tasks that sample are not supported; set do_sample: false")
+            until = tuple(handle_stop_sequences(options.get("until"), eos=eos))
+            groups.setdefault((until, options["max_gen_toks"]), []).append(index)
+        for (until, new_tokens), indices in groups.items():
+            room = min(self.max_context, self.model.max_length - new_tokens)
+            if room < 1 or new_tokens < 1:
+                raise EvaluationError(
+                    f"max_gen_toks is {new_tokens}; it must be at least 1 and leave room for a "
+                    f"prompt in buckets.max_length, {self.model.max_length} tokens"
+                )
+            prompts = [
+                self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
+                for i in indices
+            ]
+            stops = self._stop_tokens(until)
+            for start in range(0, len(prompts), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                outputs = self.model.generate(prompts[part], new_tokens, stops)
+                for index, output in zip(indices[part], outputs, strict=True):
+                    texts[index] = self._text(list(output.tokens), until)
+        return [text if text is not None else "" for text in texts]
+
+    def _stop_tokens(self, until: tuple[str, ...]) -> list[int]:
+        """Tokens after which the text is sure to hold a stop string, and the end of text."""
+        if until not in self._stops:
+            stops = {self.eot_token_id}
+            for token in range(len(self.tokenizer)):
+                piece = self.tokenizer.decode([token], skip_special_tokens=False)
+                if any(stop and stop in piece for stop in until):
+                    stops.add(token)
+            self._stops[until] = sorted(stops)
+        return self._stops[until]
+
+    def _text(self, tokens: list[int], until: tuple[str, ...]) -> str:
+        if self.eot_token_id in tokens:
+            tokens = tokens[: tokens.index(self.eot_token_id)]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(postprocess_generated_text(text, list(until), None))
+
+
+def _score(logits: torch.Tensor, continuation: tuple[int, ...]) -> tuple[float, bool]:
+    """The continuation's log-likelihood in nats from `[tokens, vocab]`, and if it is greedy."""
+    rows = logits[-len(continuation) :].float()
+    targets = torch.tensor(continuation)
+    chosen = rows.log_softmax(-1).gather(1, targets[:, None])
+    return float(chosen.sum()), bool((rows.argmax(-1) == targets).all())
+
+
+def run_tasks(
+    model: LanguageModel,
+    tasks: Sequence[LoadedTask],
+    documents: int,
+    max_context: int,
+    batch_size: int,
+) -> list[TaskResult]:
+    """Run tasks (of `load_tasks`) on their first `documents` documents.
+
+    Args:
+        model: The model.
+        tasks: The tasks; each may be run once.
+        documents: How many documents of each.
+        max_context: Largest context-encoding bucket, in tokens.
+        batch_size: Sequences given to the model at once.
+
+    Raises:
+        EvaluationError: the model's outputs are not finite, or a task asks for what is not
+            supported.
+    """
+    lm = NkiLM(model, max_context=max_context, batch_size=batch_size)
+    return [_run_task(lm, loaded, documents) for loaded in tasks]
+
+
+def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
+    start = time.perf_counter()
+    loaded.task.set_fewshot_seed(seed=1234)  # lm-eval's default
+    try:
+        # Not simple_evaluate: it also runs a dozen programs to describe the machine.
+        results = evaluate(
+            lm,
+            {"tasks": {loaded.name: loaded.task}, "groups": {}, "group_map": {}},
+            limit=documents,
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+    except OverflowError as error:
+        raise EvaluationError(f"task {loaded.name}: a metric is beyond a float: {error}") from None
+    count = int(results["n-samples"][loaded.name]["effective"])
+    metrics = _metrics(results["results"][loaded.name], count)
+    log.info(
+        "task %s: %s on %d documents in %.1f s",
+        loaded.name,
+        ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
+        count,
+        time.perf_counter() - start,
+    )
+    return TaskResult(task=loaded.name, documents=count, metrics=metrics, chance=loaded.chance)
+
+
+def _metrics(results: dict[str, Any], documents: int) -> dict[str, float]:
+    """lm-eval's `METRIC,FILTER: value` as `METRIC: value`, with standard errors of proportions.
+
+    With more than one filter the later ones keep theirs: `METRIC_FILTER`.
+    """
+    metrics: dict[str, float] = {}
+    for key, value in results.items():
+        name, comma, filter_name = key.partition(",")
+        if not comma or name.endswith("_stderr") or isinstance(value, str):
+            continue
+        unique = name if name not in metrics else f"{name}_{filter_name}"
+        metrics[unique] = float(value)
+        if name in PROPORTIONS and documents > 1:
+            variance = float(value) * (1 - float(value)) / (documents - 1)
+            metrics[f"{unique}_stderr"] = math.sqrt(max(variance, 0.0))
+    return metrics

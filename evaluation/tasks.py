@@ -1,0 +1,151 @@
+"""Loading lm-eval tasks from a folder of YAML files, all of it local.
+
+A task file is lm-eval's own format (`config/tasks/*.yaml`), with its data in JSONL files
+named by `dataset_kwargs: {data_files: {SPLIT: PATH}}` relative to the task file, and
+`metadata: {version, chance}`. The files are read by `yaml.safe_load`: lm-eval's `!function`
+tags, which run Python, are refused.
+"""
+
+# ruff: noqa: I001
+from __future__ import annotations
+
+import evaluation.offline  # noqa: F401  before any Hugging Face library
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from lm_eval.api.registry import metric_registry
+from lm_eval.tasks import TaskManager
+import lm_eval.api.metrics  # noqa: F401  fills metric_registry
+
+from evaluation.inputs import EvaluationError, read_jsonl
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task that is ready to run."""
+
+    name: str
+    task: Any
+    """lm-eval's ConfigurableTask."""
+    chance: float | None
+    files: tuple[Path, ...]
+    """The YAML file and its data files."""
+
+
+def load_tasks(folder: Path) -> list[LoadedTask]:
+    """Load every `*.yaml` of a folder, sorted by file name.
+
+    Raises:
+        EvaluationError: there are none, two share a name, or one is wrong; the message names
+            the file and what it lacks.
+    """
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise EvaluationError(f"{folder}: holds no lm-eval task files (*.yaml)")
+    tasks = [_load_task(path) for path in paths]
+    seen: dict[str, Path] = {}
+    for loaded in tasks:
+        if loaded.name in seen:
+            raise EvaluationError(
+                f"{loaded.files[0]}: task {loaded.name!r} is already in {seen[loaded.name]}"
+            )
+        seen[loaded.name] = loaded.files[0]
+    return tasks
+
+
+def task_files(folder: Path) -> list[Path]:
+    """The files the tasks of a folder are made of: what a result depends on."""
+    return sorted({file for task in load_tasks(folder) for file in task.files})
+
+
+def _load_task(path: Path) -> LoadedTask:
+    config = _read_config(path)
+    data_files = _data_files(path, config)
+    chance = _chance(path, config)
+    config["dataset_path"], config["dataset_kwargs"] = "json", {}
+    config["custom_dataset"] = _dataset(data_files)
+    config.setdefault("num_fewshot", 0)
+    try:
+        loaded = TaskManager(include_defaults=False).load([config])["tasks"]
+        (task,) = loaded.values()
+        for document in list(task.eval_docs)[:1]:
+            task.doc_to_text(document)
+            task.doc_to_target(document)
+    except EvaluationError:
+        raise
+    except Exception as error:  # lm-eval raises whatever its parts do
+        raise EvaluationError(
+            f"{path}: lm-eval cannot make this task: {type(error).__name__}: {error}"
+        ) from error
+    return LoadedTask(config["task"], task, chance, (path, *data_files.values()))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise EvaluationError(
+            f"{path}: not plain YAML (tags such as !function are not supported): {error}"
+        ) from None
+    if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+        raise EvaluationError(
+            f"{path}: must be a mapping with `task: NAME` (groups: one file each)"
+        )
+    for key in ("include", "group", "class", "custom_dataset", "process_docs", "unsafe_code"):
+        if key in config:
+            raise EvaluationError(f"{path}: {key}: not supported here; write the task out in full")
+    for metric in config.get("metric_list") or []:
+        name = metric.get("metric") if isinstance(metric, dict) else None
+        if name not in metric_registry or metric.get("hf_evaluate"):
+            raise EvaluationError(
+                f"{path}: metric_list: {metric!r} is none of lm-eval's own metrics: "
+                f"{', '.join(sorted(metric_registry))}"
+            )
+    return config
+
+
+def _data_files(path: Path, config: dict[str, Any]) -> dict[str, Path]:
+    """Split -> data file, made absolute."""
+    kwargs = config.get("dataset_kwargs")
+    files = kwargs.get("data_files") if isinstance(kwargs, dict) else None
+    if config.get("dataset_path") != "json" or not isinstance(files, dict) or not files:
+        raise EvaluationError(
+            f"{path}: needs `dataset_path: json` and `dataset_kwargs: {{data_files: {{test: "
+            "data/NAME.jsonl}}`, paths relative to this file"
+        )
+    result = {}
+    for split, file in files.items():
+        data = (path.parent / str(file)).resolve()
+        if not data.is_file():
+            raise EvaluationError(f"{path}: data_files: {split}: there is no file {data}")
+        result[str(split)] = data
+    return result
+
+
+def _dataset(data_files: dict[str, Path]) -> Callable[..., dict[str, Any]]:
+    """For lm-eval's `custom_dataset`: no builder, cache folder or lock file in between."""
+
+    def dataset(**_: object) -> dict[str, Any]:
+        return {
+            split: datasets.Dataset.from_list(read_jsonl(file))
+            for split, file in data_files.items()
+        }
+
+    return dataset
+
+
+def _chance(path: Path, config: dict[str, Any]) -> float | None:
+    metadata = config.get("metadata") or {}
+    chance = metadata.get("chance") if isinstance(metadata, dict) else None
+    if chance is None:
+        return None
+    if isinstance(chance, bool) or not isinstance(chance, int | float):
+        raise EvaluationError(f"{path}: metadata.chance: must be a number, found {chance!r}")
+    return float(chance)

@@ -1,0 +1,213 @@
+"""The accuracy stage over HF's own model: what is right passes, what is 5 % wrong does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hf_model
+import pytest
+import safetensors.torch
+import torch
+
+import evaluation.accuracy
+from evaluation.accuracy import accuracy, decode_prefix
+from evaluation.inputs import EvaluationError
+from evaluation.records import AccuracyRecord
+from evaluation.reference import read_reference, reference
+from model.configuration import Accuracy, Buckets, Config, Generate, ModelSource
+from model.records import CheckpointRecord, CompileManifest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A checkpoint, tasks, the reference, and manifests of `baseline` and `rmsnorm`."""
+    folder = tmp_path_factory.mktemp("stage")
+    checkpoint = hf_model.make_checkpoint(folder)
+    hf_model.write_tasks(folder / "tasks")
+    config = Config(
+        model="tiny",
+        models={"tiny": ModelSource(source="test")},
+        configurations=["baseline"],
+        buckets=Buckets(context_encoding=[16, 32], max_length=48),
+        generate=Generate(prompts="none"),
+        accuracy=Accuracy(
+            texts=str(folder / "tasks" / "data" / "texts.jsonl"),
+            sequences=6,
+            tasks=str(folder / "tasks"),
+            documents=5,
+            batch_size=4,
+        ),
+    )
+    reference(config, checkpoint, folder / "logits.safetensors")
+    for name in ("baseline", "rmsnorm"):
+        CompileManifest(
+            model="tiny",
+            configuration=name,
+            device="simulator",
+            target="trn2",
+            dtype="bfloat16",
+            checkpoint_fingerprint=CheckpointRecord.read(checkpoint).fingerprint,
+            kernels=[],
+            programs=[],
+            fingerprint=f"of {name}",
+            compile_seconds_measured=0.0,
+        ).write(folder / f"{name}.json")
+    return SimpleNamespace(folder=folder, config=config, checkpoint=checkpoint)
+
+
+@pytest.fixture
+def run(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., AccuracyRecord]:
+    """Run the stage on a fake runtime; keywords go to `HfModel`."""
+    monkeypatch.chdir(ROOT)
+
+    def run(name: str, **broken: Any) -> AccuracyRecord:
+        def load(config: Config, inputs: Any, dtype: str, check_ops: bool) -> hf_model.HfModel:
+            kernels = {op: filled.kernel for op, filled in inputs.kernels.ops.items()}
+            return hf_model.HfModel(inputs.checkpoint, kernels, dtype, **broken)
+
+        monkeypatch.setattr(evaluation.accuracy, "load_model", load)
+        output = tmp_path / "accuracy.json"
+        record = accuracy(
+            stage.config,
+            name,
+            stage.folder / f"{name}.json",
+            stage.checkpoint,
+            stage.folder / "logits.safetensors",
+            output,
+        )
+        assert AccuracyRecord.read(output) == record or not all(x.finite for x in record.logits)
+        return record
+
+    return run
+
+
+def scale_a_norm(factor: float) -> Callable[[Any], object]:
+    def corrupt(hf: Any) -> object:
+        norm = hf.model.layers[1].post_attention_layernorm
+        return norm.register_forward_hook(lambda _module, _inputs, output: output * factor)
+
+    return corrupt
+
+
+def test_baseline_passes(run: Callable[..., AccuracyRecord]) -> None:
+    record = run("baseline")
+    assert (record.verdict, record.reasons) == ("pass", [])
+    exact = [x for x in record.logits if x.comparison == "float32 vs HF float32"]
+    assert [x.graph for x in exact] == ["context_encoding", "token_generation"]
+    assert max(x.relative_l2_error for x in exact) < 2e-6
+    assert record.ops == []
+    assert record.kernel_calls == {}
+    assert {x.task: x.documents for x in record.tasks} == {
+        "choice": 5,
+        "perplexity": 5,
+        "generation": 5,
+    }
+    assert {x.task: x.chance for x in record.tasks}["choice"] == 0.25
+
+
+def test_a_configuration_with_a_right_kernel_passes(run: Callable[..., AccuracyRecord]) -> None:
+    record = run("rmsnorm")
+    assert record.verdict == "pass", record.reasons
+    assert [(x.op, x.dtype) for x in record.ops] == [
+        ("rmsnorm", "float32"),
+        ("rmsnorm", "bfloat16"),
+    ]
+    assert set(record.kernel_calls["nki_rmsnorm_kernel"]) == {
+        "context_encoding",
+        "token_generation",
+    }
+
+
+def test_a_norm_5_percent_off_fails_by_its_logits(run: Callable[..., AccuracyRecord]) -> None:
+    record = run("rmsnorm", corrupt=scale_a_norm(1.05))
+    assert record.verdict == "fail"
+    assert any(
+        "context_encoding: float32 vs HF float32: relative L2 error" in x for x in record.reasons
+    )
+    assert any("token_generation" in x for x in record.reasons)
+
+
+def test_a_kernel_off_its_reference_fails_by_its_op(run: Callable[..., AccuracyRecord]) -> None:
+    record = run("rmsnorm", op_error=0.05)
+    assert record.verdict == "fail"
+    assert all(reason.startswith("op rmsnorm: nki_rmsnorm_kernel") for reason in record.reasons)
+    assert len(record.reasons) == 2
+
+
+@pytest.mark.parametrize("factor", [0.0, math.nan])
+def test_zeros_and_nan_leave_a_record_that_fails_and_can_be_read(
+    run: Callable[..., AccuracyRecord], tmp_path: Path, factor: float
+) -> None:
+    def corrupt(hf: Any) -> object:
+        return hf.lm_head.register_forward_hook(lambda _m, _i, output: output * factor)
+
+    record = run("rmsnorm", corrupt=corrupt)
+    assert record.verdict == "fail"
+    assert any("finite, and not equal for all tokens" in reason for reason in record.reasons)
+    again = AccuracyRecord.read(tmp_path / "accuracy.json")
+    ours = [x for x in again.logits if not x.comparison.startswith("HF")]
+    assert {x.relative_l2_error for x in ours} == {math.inf}
+    assert again.reasons == record.reasons
+
+
+def test_kernels_that_never_ran_fail(
+    run: Callable[..., AccuracyRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_model.HfModel, "_count", lambda *_: None)
+    record = run("rmsnorm")
+    assert record.verdict == "fail"
+    assert any("calls of nki_rmsnorm_kernel" in reason for reason in record.reasons)
+
+
+def test_the_reference_is_read_as_written(stage: SimpleNamespace) -> None:
+    found = read_reference(stage.folder / "logits.safetensors")
+    assert [len(ids) for ids in found.tokens] == [10, 11, 12, 13, 14, 15]
+    assert decode_prefix(found.tokens) == 5
+    assert found.logits["float32"][2].shape == (12, 24)
+    assert found.logits["bfloat16"][0].dtype == torch.float32
+    assert not torch.equal(found.logits["bfloat16"][0], found.logits["float32"][0])
+
+
+def test_texts_are_cut_to_the_largest_bucket(stage: SimpleNamespace, tmp_path: Path) -> None:
+    buckets = Buckets(context_encoding=[8, 12], max_length=48)
+    config = stage.config.model_copy(update={"buckets": buckets})
+    reference(config, stage.checkpoint, tmp_path / "cut.safetensors")
+    found = read_reference(tmp_path / "cut.safetensors")
+    assert [len(ids) for ids in found.tokens] == [10, 11, 12, 12, 12, 12]
+
+
+def test_a_damaged_reference_is_refused(stage: SimpleNamespace, tmp_path: Path) -> None:
+    whole = (stage.folder / "logits.safetensors").read_bytes()
+    damaged = tmp_path / "damaged.safetensors"
+    with pytest.raises(EvaluationError, match="no such file"):
+        read_reference(damaged)
+    damaged.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EvaluationError, match="not a readable safetensors file"):
+        read_reference(damaged)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, damaged)
+    with pytest.raises(EvaluationError, match="not a reference"):
+        read_reference(damaged)
+
+
+def test_inputs_of_another_configuration_are_refused(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(EvaluationError, match="was made for configuration baseline"):
+        accuracy(
+            stage.config,
+            "rmsnorm",
+            stage.folder / "baseline.json",
+            stage.checkpoint,
+            stage.folder / "logits.safetensors",
+            tmp_path / "accuracy.json",
+        )
+    assert not (tmp_path / "accuracy.json").exists()
