@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import evaluation.offline  # noqa: F401  before any Hugging Face library
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from lm_eval.tasks import TaskManager
 import lm_eval.api.metrics  # noqa: F401  fills metric_registry
 
 from evaluation.inputs import EvaluationError, read_jsonl
+
+# It advises on keyword arguments of `custom_dataset`, once per task, as a warning.
+logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,7 @@ def _load_task(path: Path) -> LoadedTask:
     try:
         loaded = TaskManager(include_defaults=False).load([config])["tasks"]
         (task,) = loaded.values()
-        for document in list(task.eval_docs)[:1]:
-            task.doc_to_text(document)
-            task.doc_to_target(document)
+        _check_documents(path, task)
     except EvaluationError:
         raise
     except Exception as error:  # lm-eval raises whatever its parts do
@@ -83,6 +85,22 @@ def _load_task(path: Path) -> LoadedTask:
             f"{path}: lm-eval cannot make this task: {type(error).__name__}: {error}"
         ) from error
     return LoadedTask(config["task"], task, chance, (path, *data_files.values()))
+
+
+def _check_documents(path: Path, task: Any) -> None:
+    """Every document renders; lm-eval only warns of an answer that is none of the choices."""
+    for number, document in enumerate(task.eval_docs, start=1):
+        task.doc_to_text(document)
+        target = task.doc_to_target(document)
+        if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+            continue
+        choices = list(task.doc_to_choice(document))
+        answers = target if isinstance(target, list) else [target]
+        if not all(x in range(len(choices)) or x in choices for x in answers):
+            raise EvaluationError(
+                f"{path}: document {number}: the answer {target!r} is none of the choices "
+                f"{choices}, nor the index of one (from 0)"
+            )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
