@@ -38,7 +38,7 @@ def summarise_read(
     )
 
 
-def judge(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
+def verdict_of(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
     """The verdict and, if it is fail, why.
 
     Pass needs a pass of the accuracy stage, the results of every stage before it, and no
@@ -57,11 +57,9 @@ def judge(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
             "generate": found.generation,
             "accuracy": found.accuracy,
         }
-        reasons += [
-            f"{stage}: no result; the stage did not run or did not finish"
-            for stage, record in stages.items()
-            if record is None
-        ]
+        missing = [stage for stage, record in stages.items() if record is None]
+        if missing:
+            reasons.append(f"no result of {', '.join(missing)}: did not run or did not finish")
     if found.accuracy is not None and found.accuracy.verdict != "pass":
         reasons += found.accuracy.reasons or ["accuracy: the verdict is fail"]
     return ("fail" if reasons else "pass"), reasons
@@ -105,7 +103,7 @@ def device_of(config: Config, found: ConfigurationResults) -> Device:
 
 
 def _configuration(config: Config, found: ConfigurationResults) -> ConfigurationSummary:
-    verdict, reasons = judge(found)
+    verdict, reasons = verdict_of(found)
     return ConfigurationSummary(
         verdict=verdict,
         reasons=reasons,

@@ -21,7 +21,7 @@ from evaluation.metrics import kernel_calls, metrics, slug, token_latencies, wor
 from evaluation.provenance import evaluation_fingerprint, git_commit
 from evaluation.records import TrackedRun
 from evaluation.results import ConfigurationResults, read_results, result_files
-from evaluation.summary import device_of, judge
+from evaluation.summary import device_of, verdict_of
 from model.configuration import Config, kernel_configuration_path
 from model.fingerprint import fingerprint
 from model.records import write_json
@@ -227,7 +227,7 @@ def _tags(config: Config, found: ConfigurationResults, results: Path) -> dict[st
     files = result_files(results, config.model, found.name)
     evaluation = evaluation_fingerprint(config, results)
     logged = {stage: path for stage, path in files.items() if stage != "track" and path.exists()}
-    verdict, _ = judge(found)
+    verdict, _ = verdict_of(found)
     commit = git_commit()
     return {
         "evaluation": evaluation,
@@ -312,7 +312,7 @@ def parameters(config: Config, found: ConfigurationResults) -> dict[str, Any]:
 
 def describe(config: Config, found: ConfigurationResults) -> str:
     """What the run found, in two sentences of Markdown."""
-    verdict, reasons = judge(found)
+    verdict, reasons = verdict_of(found)
     calls = {kernel: count for kernel, count in kernel_calls(found).items() if count}
     ran = ", ".join(f"{kernel} ({count:,} calls)" for kernel, count in calls.items())
     what = f"with {ran}" if ran else "with no NKI kernel"

@@ -208,6 +208,7 @@ def accuracy(name: str, ops: list[str], kl: float = 1.2e-5, passed: bool = True)
                 ("bfloat16 vs HF bfloat16", 1.0),
                 ("float32 vs HF float32", 1e-3),
                 ("bfloat16 vs HF float32", 1.1),
+                ("HF bfloat16 vs HF float32", 1.0),
             )
             for graph in GRAPHS
         ],

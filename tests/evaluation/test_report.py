@@ -1,0 +1,225 @@
+"""The HTML report, the terminal's table, and the command line that onerror calls."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import samples
+import yaml
+from rich.console import Console
+
+from evaluation.records import StageError, Summary
+from evaluation.report import gate_value, main, number, percent, print_verdicts, report
+from evaluation.results import error_folder, result_files
+from evaluation.summary import summarise
+from model.configuration import Config
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return three_configurations(tmp_path)
+
+
+def three_configurations(root: Path) -> Path:
+    """Baseline and norms pass, rmsnorm's kernel is refused."""
+    results = samples.project(root)
+    samples.write(results, "baseline")
+    samples.write(results, "norms", slower=2.0)
+    samples.write_kernel_error(results, "rmsnorm")
+    return results
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of such results, built once."""
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        return build(three_configurations(root))
+
+
+def build(results: Path, config: Config | None = None, *, partial: bool = False) -> str:
+    page = results / "report.html"
+    report(config or samples.config(), results, results / "summary.json", page, partial=partial)
+    return page.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """The page's text, without markup and repeated white space."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def rows(page: str, name: str) -> list[str]:
+    """The table rows about a configuration, as text."""
+    found = re.findall(rf"<tr[^>]*><td>{name}\b.*?</tr>", page, flags=re.DOTALL)
+    return [text_of(row) for row in found]
+
+
+def test_the_verdicts_come_first(page: str) -> None:
+    text = text_of(page)
+    assert "2 of 3 kernel configurations pass" in text
+    assert text.index("baseline ✓ pass") < text.index("rmsnorm ✗ fail") < text.index("Speed")
+
+
+def test_numbers_stand_beside_the_baselines_ratio(page: str) -> None:
+    speed, quality, nki, *_ = rows(page, "norms")
+    assert speed == (
+        "norms ✓ pass 62.0 2.00× baseline 10.3 2.00× baseline "
+        "93.0 2.00× baseline 43.2 0.50× baseline"
+    )
+    assert quality == "norms ✓ pass 3.1e-6 1.2e-5 99.2 % 0.840 4.20"
+    assert nki == "norms ✓ pass 2.0 % 4 48 1.50"
+
+
+def test_every_column_says_where_its_numbers_are_from(page: str) -> None:
+    for title in ("TTFT p50, ms", "TPOT p50, ms", "Throughput, tokens/s", "KL, bf16, nats/token"):
+        assert f"{title}<small>measured on simulator</small>" in page
+    for title in ("MACs in NKI (NKI FLOPs ratio)", "Programs"):
+        assert f"{title}<small>counted</small>" in page
+    assert "wall clock is this machine's CPU and says nothing about Trainium" in text_of(page)
+
+
+def test_a_refused_kernel_is_red_with_rule_file_and_line(page: str) -> None:
+    assert re.search(r'<li class="fail">\s*<span class="name">rmsnorm', page)
+    assert "sbuf-capacity" in page
+    assert "kernels/rmsnorm.py:42" in page
+    assert "Split the free dimension." in page
+
+
+def test_a_wrong_answer_is_not_compared_by_speed(results: Path) -> None:
+    samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
+        result_files(results, "tiny", "norms")["accuracy"]
+    )
+    speed = rows(build(results), "norms")[0]
+    assert "not compared" in speed
+    assert "baseline" not in speed
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
+    assert page.count("<svg") == 2
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page)
+    assert not re.search(r"@import|<script|<link|<iframe|url\((?!#)", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_text_is_escaped(results: Path) -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    StageError(
+        configuration="norms",
+        stage="generate",
+        message=hostile,
+        details=[{"rule": hostile, "file": hostile, "message": hostile, "unknown": [1]}],
+    ).write(error_folder(results, "tiny", "norms") / "generate.json")
+    manifest = samples.manifest("baseline", [hostile])
+    manifest.write(result_files(results, "tiny", "baseline")["compile"])
+    page = build(results)
+    assert "<script" not in page
+    assert html.escape("<script>alert(1)</script>") in page
+
+
+def test_nan_is_shown_and_breaks_nothing(results: Path) -> None:
+    path = result_files(results, "tiny", "norms")["accuracy"]
+    samples.accuracy("norms", ["rmsnorm"], kl=0.125, passed=False).write(path)
+    path.write_text(path.read_text().replace('_mean": 0.125', '_mean": "NaN"'))
+    page = build(results)
+    assert "nan" in rows(page, "norms")[1]
+    assert Summary.read(results / "summary.json").configurations["norms"].verdict == "fail"
+
+
+def test_an_empty_results_folder_gives_a_report_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = text_of(build(samples.project(tmp_path), partial=True))
+    assert "0 of 3 kernel configurations pass" in text
+    assert "Unfinished" in text
+    assert "no result of compile, trace, generate, accuracy" in text
+
+
+def test_a_partial_report_stays_outdated(results: Path) -> None:
+    page = build(results, partial=True)
+    assert "Unfinished" in page
+    for name in ("summary.json", "report.html"):
+        assert os.path.getmtime(results / name) == 0
+    assert "Unfinished" not in build(results)
+    assert os.path.getmtime(results / "report.html") > 0
+
+
+def test_twelve_configurations_stay_small(results: Path) -> None:
+    names = [f"configuration-{i}" for i in range(12)]
+    for name in names:
+        samples.write(results, name)
+    page = build(results, samples.config(configurations=names))
+    assert "12 of 12" in page
+    assert len(page) < 500_000
+
+
+def test_the_terminals_table(results: Path) -> None:
+    screen = io.StringIO()
+    print_verdicts(summarise(samples.config(), results), Console(file=screen, width=200))
+    text = screen.getvalue()
+    assert "\x1b" not in text
+    assert re.search(r"norms\s+│\s+✓ pass\s+│\s+62\.0", text)
+    assert re.search(r"rmsnorm\s+│\s+✗ fail", text)
+    assert "[sbuf-capacity]" in text, "square brackets are not rich's markup"
+    assert "says nothing about Trainium" in text
+
+
+def test_the_command_line_as_onerror_calls_it(results: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(samples.config().model_dump(mode="json")))
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.report", "--partial", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "✗ fail" in done.stderr
+    assert "Unfinished" in (results / "report.html").read_text()
+
+
+def test_a_wrong_configuration_is_one_sentence(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (12, "12"),
+        (123456, "123,456"),
+        (31.0, "31.0"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (999.7, "1,000"),
+        (1234.5, "1,234"),
+        (0.00123, "0.00123"),
+        (3e-4, "3.0e-4"),
+        (-0.5, "-0.500"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_shares_and_gates() -> None:
+    assert [percent(x) for x in (0.0, 0.0012, 0.5, 1.0)] == ["0.0 %", "0.12 %", "50.0 %", "100.0 %"]
+    assert [gate_value(x) for x in (None, "yes", 9.0, 0.5)] == ["not measured", "yes", "9", "0.500"]
