@@ -41,7 +41,9 @@ def normalise_heads(x, weight, eps, out):
     """Write the normalised heads of x [tokens, heads, head_dim] to out, both in HBM."""
     tokens, heads, head_dim = x.shape
     assert heads * head_dim <= 8192, "nki_qk_rmsnorm_kernel: heads * head_dim is above 8192"
-    assert weight.shape[0] == head_dim, "nki_qk_rmsnorm_kernel: a weight must have head_dim elements"
+    assert weight.shape[0] == head_dim, (
+        "nki_qk_rmsnorm_kernel: a weight must have head_dim elements"
+    )
     weight_tile = broadcast_row(weight, min(tokens, nl.tile_size.pmax), head_dim)
     for start in range(0, tokens, nl.tile_size.pmax):
         count = min(nl.tile_size.pmax, tokens - start)
@@ -62,9 +64,7 @@ def normalise_heads(x, weight, eps, out):
         nisa.tensor_tensor(
             dst=result,
             data1=work,
-            data2=weight_tile.ap(
-                pattern=[[head_dim, count], [0, heads], [1, head_dim]], offset=0
-            ),
+            data2=weight_tile.ap(pattern=[[head_dim, count], [0, heads], [1, head_dim]], offset=0),
             op=nl.multiply,
         )
         nisa.dma_copy(dst=out[start : start + count, :, :], src=result)

@@ -36,12 +36,8 @@ def nki_silu_kernel(x, tile_columns=512):
         for left in range(0, columns, tile_columns):
             width = min(tile_columns, columns - left)
             tile = nl.ndarray((count, width), dtype=x.dtype, buffer=nl.sbuf)
-            nisa.dma_copy(
-                dst=tile, src=source[start : start + count, left : left + width]
-            )
+            nisa.dma_copy(dst=tile, src=source[start : start + count, left : left + width])
             result = nl.ndarray((count, width), dtype=x.dtype, buffer=nl.sbuf)
             nisa.activation(dst=result, op=nl.silu, data=tile)
-            nisa.dma_copy(
-                dst=destination[start : start + count, left : left + width], src=result
-            )
+            nisa.dma_copy(dst=destination[start : start + count, left : left + width], src=result)
     return out

@@ -67,8 +67,7 @@ class Plan:
             One array per result, in order; a result that is an argument is its view.
         """
         memory: dict[int, Array] = {
-            tensor.storage.index: arguments[name]
-            for name, tensor in self.program.arguments.items()
+            tensor.storage.index: arguments[name] for name, tensor in self.program.arguments.items()
         }
         for storage in self._outputs:
             memory[storage.index] = np.empty(storage.shape, storage.dtype.numpy)

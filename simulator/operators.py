@@ -71,7 +71,7 @@ def _copy(x: Array, out: Array | None = None) -> Array:
 
 def _compare(ufunc: np.ufunc) -> Callable[..., Array]:
     def compare(x: Array, y: Array, out: Array | None = None) -> Array:
-        result = ufunc(x, y).astype(np.float32)
+        result: Array = ufunc(x, y).astype(np.float32)
         if out is None:
             return result
         np.copyto(out, result)

@@ -46,9 +46,7 @@ def current_program() -> Program:
     return program
 
 
-def specialise(
-    function: Callable[..., Any], arguments: dict[str, Any], target: Target
-) -> Program:
+def specialise(function: Callable[..., Any], arguments: dict[str, Any], target: Target) -> Program:
     """Trace `function` with tensors in place of every `TensorSpec` and check the result.
 
     Args:

@@ -145,7 +145,9 @@ class NkiTensor:
     def is_contiguous(self) -> bool:
         """Whether elements follow each other; on chip, within each partition."""
         first = 1 if self.buffer.on_chip else 0
-        dims = [(n, s) for n, s in zip(self.shape[first:], self.strides[first:], strict=True) if n > 1]
+        dims = [
+            (n, s) for n, s in zip(self.shape[first:], self.strides[first:], strict=True) if n > 1
+        ]
         expected = 1
         for count, stride in reversed(dims):
             if stride != expected:

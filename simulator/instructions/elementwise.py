@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.instructions.table import Array, Arrays, InstructionSpec, Operand, Run, Slots
+from simulator.instructions.table import Array, InstructionSpec, Operand, Run, Slots
 from simulator.numerics import as_float32, compute
 from simulator.operators import ALU, REDUCTIONS, Operator
 from simulator.tensor import MemoryRegion, NkiTensor
@@ -139,7 +139,7 @@ def _tensor_reduce(instruction: Instruction, slots: Slots) -> Run:
     shape = dst.shape
 
     def reduce(x: Array, out: Array | None = None) -> Array:
-        y = ufunc.reduce(x, axis=axes).reshape(shape)
+        y: Array = ufunc.reduce(x, axis=axes).reshape(shape)
         if negate:
             y = np.negative(y)
         if out is None:

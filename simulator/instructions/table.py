@@ -86,9 +86,7 @@ class InstructionSpec:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of the operands that must be tensors."""
-        return tuple(
-            name for name, o in self.operands.items() if not (o.number or o.optional)
-        )
+        return tuple(name for name, o in self.operands.items() if not (o.number or o.optional))
 
     def engine(self, program: Program, instruction: Instruction) -> str:
         """The engine it runs on: the one asked for, else the default."""

@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class engine(Enum):  # noqa: N801 (the SDK's name)
+class engine(Enum):
     """Engines of a NeuronCore."""
 
     unknown = 0
@@ -28,7 +28,7 @@ class engine(Enum):  # noqa: N801 (the SDK's name)
     sync = 6
 
 
-class reduce_cmd(Enum):  # noqa: N801
+class reduce_cmd(Enum):
     """Commands to an engine's accumulator registers."""
 
     idle = 0
@@ -38,7 +38,7 @@ class reduce_cmd(Enum):  # noqa: N801
     load_reduce = 4
 
 
-class dge_mode(Enum):  # noqa: N801
+class dge_mode(Enum):
     """Who makes the DMA descriptors."""
 
     unknown = 0
@@ -47,14 +47,14 @@ class dge_mode(Enum):  # noqa: N801
     none = 3
 
 
-class oob_mode(Enum):  # noqa: N801
+class oob_mode(Enum):
     """What a dynamic DMA does with an index out of bounds."""
 
     error = 0
     skip = 1
 
 
-class nc_version(Enum):  # noqa: N801
+class nc_version(Enum):
     """Generations of NeuronCore; compare as integers."""
 
     gen2 = 2
@@ -91,7 +91,9 @@ def dma_copy(
     _emit("dma_copy", dst, src, priority, oob_mode, dge_mode, engine, name)
 
 
-def tensor_copy(dst: Any, src: Any, engine: engine = engine.unknown, name: str | None = None) -> None:
+def tensor_copy(
+    dst: Any, src: Any, engine: engine = engine.unknown, name: str | None = None
+) -> None:
     """dst = src on chip; bit-accurate if the dtypes are equal, else through fp32."""
     _emit("tensor_copy", dst, src, engine, name)
 
@@ -143,9 +145,7 @@ def scalar_tensor_tensor(
     name: str | None = None,
 ) -> None:
     """dst = (data op0 operand0) op1 operand1; operand0 a number or column, operand1 a tile."""
-    _emit(
-        "scalar_tensor_tensor", dst, data, op0, operand0, op1, operand1, reverse0, reverse1, name
-    )
+    _emit("scalar_tensor_tensor", dst, data, op0, operand0, op1, operand1, reverse0, reverse1, name)
 
 
 def tensor_reduce(

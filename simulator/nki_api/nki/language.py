@@ -118,9 +118,7 @@ def ndarray(
             value=repr(buffer),
         )
     if address is not None:
-        raise refuse(
-            "unsupported", "manual addresses are not simulated yet", "Leave address out"
-        )
+        raise refuse("unsupported", "manual addresses are not simulated yet", "Leave address out")
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     if any(isinstance(n, bool) or not isinstance(n, int) or n <= 0 for n in shape) or not shape:
         raise refuse(
@@ -133,8 +131,7 @@ def ndarray(
     if buffer.on_chip and len(shape) < 2:
         raise refuse(
             "rank",
-            "SBUF and PSUM tensors must have at least 2 dimensions "
-            "(partition-dim and free-dim)",
+            "SBUF and PSUM tensors must have at least 2 dimensions (partition-dim and free-dim)",
             "Allocate (P, 1) for a column",
             limit="2",
             value=str(len(shape)),

@@ -1,0 +1,241 @@
+"""Run a model under a kernel configuration: batches, buckets, cache, generation.
+
+Wall-clock times are this machine's, measured by `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import ModelConfig, read_config, read_weights
+from model.configuration import Config, ConfigurationError, KernelConfiguration, Sampling
+from model.ops import OpCheck, Ops, build_ops
+from model.qwen3_moe import Cache, Qwen3Moe
+from model.records import CheckpointRecord, Graph
+from simulator import targets
+
+
+class PromptError(Exception):
+    """A prompt that cannot be run; the message gives its length and the limit."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated continuation, without its prompt; times are measured on this CPU."""
+
+    tokens: list[int]
+    ttft_ms: float
+    itl_ms: list[float]
+    end_to_end_ms: float
+
+
+class LanguageModel:
+    """A model, its kernels, and the static shapes it runs at."""
+
+    def __init__(self, model: Qwen3Moe, config: Config, directory: Path, batch_size: int) -> None:
+        """`batch_size` is how many sequences `logits` and `decode_logits` take at once."""
+        self.model = model
+        self.buckets = config.buckets.context_encoding
+        self.max_length = config.buckets.max_length
+        self.batch_size = batch_size
+        self.vocab_size = model.config.vocab_size
+        self._directory = directory
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer (a transformers fast tokenizer)."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer  # seconds to import: only where needed
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
+        return self._tokenizer
+
+    def kernel_calls(self) -> dict[str, dict[Graph, int]]:
+        """Kernel -> graph -> calls so far."""
+        return self.model.ops.kernel_calls()
+
+    def op_checks(self) -> list[OpCheck]:
+        """The kernels against their references; empty unless loaded with `check_ops`."""
+        return self.model.ops.op_checks()
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[list[int]]) -> list[Tensor]:
+        """Logits of every position, by context encoding: per sequence fp32 [len, vocab]."""
+        found: list[Tensor] = []
+        for batch in _batches(sequences, self.batch_size):
+            hidden, _ = self._encode(batch, self.batch_size)
+            rows = self.model.logits(hidden)
+            found += [rows[i, : len(tokens)].clone() for i, tokens in enumerate(batch)]
+        return found
+
+    @torch.inference_mode()
+    def decode_logits(self, sequences: Sequence[list[int]], prefix: int) -> list[Tensor]:
+        """Logits by token generation: the first `prefix` tokens are encoded, the rest fed.
+
+        Returns:
+            Per sequence fp32 [len - prefix, vocab]; row i follows token `prefix + i`.
+        """
+        short = [len(tokens) for tokens in sequences if len(tokens) <= prefix]
+        if prefix < 1 or short:
+            raise PromptError(
+                f"decode_logits needs a prefix of at least 1 and longer sequences; prefix "
+                f"{prefix}, shortest sequence {min(short, default=0)}"
+            )
+        found: list[Tensor] = []
+        for batch in _batches(sequences, self.batch_size):
+            _, cache = self._encode([tokens[:prefix] for tokens in batch], self.batch_size)
+            rows: list[list[Tensor]] = [[] for _ in batch]
+            for position in range(prefix, max(map(len, batch))):
+                fed = [tokens[min(position, len(tokens) - 1)] for tokens in batch]
+                hidden = self._step(fed, [position] * len(batch), cache)
+                logits = self.model.logits(hidden[:, 0])
+                for i, tokens in enumerate(batch):
+                    if position < len(tokens):
+                        rows[i].append(logits[i])
+            found += [torch.stack(row) for row in rows]
+        return found
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int],
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        """Continue each prompt, one at a time, greedily or by seeded sampling.
+
+        A stop token ends a continuation and is its last token. The cache may end it earlier.
+        """
+        return [
+            self._generate(list(prompt), max_new_tokens, set(stop_token_ids), sampling)
+            for prompt in prompts
+        ]
+
+    def _generate(
+        self, prompt: list[int], new: int, stop: set[int], sampling: Sampling | None
+    ) -> Generation:
+        random = None if sampling is None else torch.Generator().manual_seed(sampling.seed)
+        start = time.perf_counter()
+        hidden, cache = self._encode([prompt], 1)
+        logits = self.model.logits(hidden[0, len(prompt) - 1])
+        tokens = [choose(logits, sampling, random)]
+        times = [time.perf_counter()]
+        room = self.max_length - len(prompt)
+        while len(tokens) < min(new, room + 1) and tokens[-1] not in stop:
+            position = len(prompt) + len(tokens) - 1
+            hidden = self._step(tokens[-1:], [position], cache)
+            tokens.append(choose(self.model.logits(hidden[0, 0]), sampling, random))
+            times.append(time.perf_counter())
+        gaps = [1e3 * (b - a) for a, b in pairwise(times)]
+        return Generation(tokens, 1e3 * (times[0] - start), gaps, 1e3 * (times[-1] - start))
+
+    def _encode(self, prompts: Sequence[list[int]], rows: int) -> tuple[Tensor, Cache]:
+        """Context encoding at the bucket that holds the longest prompt, with `rows` rows."""
+        longest = max(map(len, prompts))
+        if min(map(len, prompts)) == 0:
+            raise PromptError("a prompt is empty; give at least one token")
+        bucket = next((size for size in self.buckets if size >= longest), None)
+        if bucket is None:
+            raise PromptError(
+                f"a prompt of {longest} tokens is longer than the largest context_encoding "
+                f"bucket ({self.buckets[-1]}); shorten it or add a bucket to the configuration"
+            )
+        tokens = torch.zeros(rows, bucket, dtype=torch.int64)
+        lengths = torch.ones(rows, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+            lengths[row] = len(prompt)
+        if int(tokens.max()) >= self.vocab_size or int(tokens.min()) < 0:
+            raise PromptError(f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})")
+        cache = Cache.empty(self.model.config, rows, self.max_length, self.model.dtype)
+        return self.model.context_encoding(tokens, lengths, cache), cache
+
+    def _step(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
+        """One token per row; rows beyond `tokens` are padding."""
+        rows = cache.keys[0].shape[0]
+        fed = torch.zeros(rows, 1, dtype=torch.int64)
+        at = torch.zeros(rows, dtype=torch.int64)
+        fed[: len(tokens), 0] = torch.tensor(tokens)
+        at[: len(positions)] = torch.tensor(positions)
+        return self.model.token_generation(fed, at, cache)
+
+
+def choose(logits: Tensor, sampling: Sampling | None, random: torch.Generator | None) -> int:
+    """The next token: the most likely, or a draw by temperature, top-k and top-p."""
+    if sampling is None:
+        return int(logits.argmax())
+    values, tokens = (logits / sampling.temperature).topk(min(sampling.top_k, logits.numel()))
+    probabilities = values.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    return int(tokens[probabilities.multinomial(1, generator=random)])
+
+
+def _batches(sequences: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
+    return [sequences[start : start + size] for start in range(0, len(sequences), size)]
+
+
+def checkpoint_directory(record: CheckpointRecord) -> Path:
+    """Where a verified checkpoint's files are; relative paths start at the project's root."""
+    directory = Path(record.directory)
+    return directory if directory.is_absolute() else Path(__file__).parent.parent / directory
+
+
+def load(
+    checkpoint: Path | CheckpointRecord,
+    kernel_configuration: KernelConfiguration,
+    *,
+    dtype: str,
+    config: Config,
+    check_ops: bool = False,
+    batch_size: int | None = None,
+) -> LanguageModel:
+    """Load a checkpoint under a kernel configuration.
+
+    Args:
+        checkpoint: a CheckpointRecord or its file.
+        kernel_configuration: which op is filled by which kernel.
+        dtype: `bfloat16` or `float32`.
+        config: gives the buckets.
+        check_ops: run every op's reference beside its kernel, and keep the worst error.
+        batch_size: of `logits` and `decode_logits`; `config.accuracy.batch_size` if None.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the architecture.
+        ConfigurationError: a kernel cannot be loaded, or the buckets exceed the model.
+    """
+    os.environ[targets.VARIABLE] = config.target
+    record = checkpoint if isinstance(checkpoint, CheckpointRecord) else (
+        CheckpointRecord.read(checkpoint)
+    )  # fmt: skip
+    directory = checkpoint_directory(record)
+    architecture = read_config(directory)
+    check_buckets(config, architecture)
+    ops: Ops = build_ops(kernel_configuration, check_ops)
+    weights = read_weights(directory, architecture, getattr(torch, dtype))
+    return LanguageModel(
+        Qwen3Moe(architecture, weights, ops),
+        config,
+        directory,
+        config.accuracy.batch_size if batch_size is None else batch_size,
+    )
+
+
+def check_buckets(config: Config, architecture: ModelConfig) -> None:
+    """Refuse a cache longer than the positions the model was made for."""
+    if config.buckets.max_length > architecture.max_position_embeddings:
+        raise ConfigurationError(
+            f"buckets.max_length is {config.buckets.max_length}, but model {config.model!r} has "
+            f"positions for {architecture.max_position_embeddings} tokens"
+        )
