@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import evaluation.offline  # noqa: F401  before any Hugging Face library
 
-import importlib
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -26,7 +25,12 @@ from evaluation.interface import KernelCheck, LanguageModel
 from evaluation.lm_eval_adapter import run_tasks
 from evaluation.logits import compare_logits
 from evaluation.records import AccuracyRecord, LogitComparison, OpCheck, TaskResult
-from evaluation.reference import ReferenceDtype, ReferenceLogits, read_reference
+from evaluation.reference import (
+    ReferenceDtype,
+    ReferenceLogits,
+    read_reference,
+    reference_tokens,
+)
 from evaluation.tasks import LoadedTask, load_tasks
 from evaluation.verdict import (
     TASKS_RUN,
@@ -37,6 +41,7 @@ from evaluation.verdict import (
     model_dtypes,
     op_tolerance,
 )
+from model import runtime
 from model.configuration import (
     Config,
     KernelConfiguration,
@@ -140,18 +145,16 @@ def read_inputs(
         (manifest, "dtype", inputs.manifest.dtype, config.dtype),
         (manifest, "checkpoint", inputs.manifest.checkpoint_fingerprint, weights),
         (reference, "checkpoint", inputs.reference.checkpoint_fingerprint, weights),
-        (reference, "number of texts", len(inputs.reference.tokens), config.accuracy.sequences),
     ):
         if found != wanted:
             raise EvaluationError(
                 f"{path}: was made for {what} {found}, this evaluation has {wanted}; "
                 "run snakemake again, it rebuilds what is out of date"
             )
-    longest = max(map(len, inputs.reference.tokens))
-    if longest > config.buckets.context_encoding[-1]:
+    if inputs.reference.tokens != reference_tokens(config, inputs.checkpoint):
         raise EvaluationError(
-            f"{reference}: has a text of {longest} tokens, more than the largest "
-            f"context_encoding bucket, {config.buckets.context_encoding[-1]}"
+            f"{reference}: was made for other texts than accuracy.texts, accuracy.sequences and "
+            "buckets.context_encoding say; run snakemake again, it rebuilds what is out of date"
         )
     return inputs
 
@@ -177,12 +180,11 @@ def measure(config: Config, inputs: Inputs, tasks: Sequence[LoadedTask]) -> Meas
 def load_model(config: Config, inputs: Inputs, dtype: str, check_ops: bool) -> LanguageModel:
     """The configuration's model, from the checkpoint's record."""
     start = time.perf_counter()
-    runtime: Any = importlib.import_module("model.runtime")
     model = runtime.load(
         inputs.checkpoint, inputs.kernels, dtype=dtype, config=config, check_ops=check_ops
     )
     log.info("loaded the model in %s in %.1f s", dtype, time.perf_counter() - start)
-    return cast(LanguageModel, model)
+    return model
 
 
 def decode_prefix(tokens: Sequence[Sequence[int]]) -> int:

@@ -28,6 +28,7 @@ from evaluation.inputs import EvaluationError, read_texts
 from model.configuration import Config
 from model.fingerprint import fingerprint
 from model.records import CheckpointRecord
+from model.runtime import checkpoint_directory
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def reference(config: Config, checkpoint: Path, output: Path) -> None:
     tensors = {f"tokens.{i}": torch.tensor(ids) for i, ids in enumerate(tokens)}
     for dtype in DTYPES:
         start = time.perf_counter()
-        for i, logits in enumerate(_hf_logits(Path(record.directory), dtype, tokens)):
+        for i, logits in enumerate(_hf_logits(checkpoint_directory(record), dtype, tokens)):
             tensors[f"{dtype}.{i}"] = logits
         log.info(
             "reference: HF %s on %d texts (%d tokens) in %.1f s",
@@ -91,7 +92,9 @@ def reference_tokens(config: Config, checkpoint: CheckpointRecord) -> list[list[
         EvaluationError: a text has fewer than two tokens, so that nothing can be decoded.
     """
     path, limit = Path(config.accuracy.texts), config.buckets.context_encoding[-1]
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint_directory(checkpoint), local_files_only=True
+    )
     tokens = []
     for number, text in enumerate(read_texts(path, config.accuracy.sequences), start=1):
         ids = [int(token) for token in tokenizer(text)["input_ids"]][:limit]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from evaluation.records import Gate, LogitComparison, OpCheck, TaskResult, Verdict
 from model.configuration import KernelConfiguration, Tolerances
+from model.ops import kernel_name
 from model.records import Graph
 
 GRAPHS: tuple[Graph, ...] = ("context_encoding", "token_generation")
@@ -180,7 +181,7 @@ def _kernel_gates(measured: Measurements, kernels: KernelConfiguration) -> list[
             measured.kernel_calls.get(run, {}).get(kernel, {}).get(graph),
             1,
         )
-        for kernel in sorted({filled.kernel for filled in kernels.ops.values()})
+        for kernel in sorted({kernel_name(filled.kernel) for filled in kernels.ops.values()})
         for run, graph in runs
     ]
 
@@ -193,8 +194,9 @@ def _op_gates(
     for dtype in model_dtypes(measured.dtype):
         checks = measured.ops.get(dtype, ())
         for op, filled in kernels.ops.items():
-            if not any((x.op, x.kernel) == (op, filled.kernel) for x in checks):
-                gates.append(at_most(f"op {op}: {filled.kernel} ({dtype} model)", None, 0.0))
+            kernel = kernel_name(filled.kernel)
+            if not any((x.op, x.kernel) == (op, kernel) for x in checks):
+                gates.append(at_most(f"op {op}: {kernel} ({dtype} model)", None, 0.0))
         for check in checks:
             name = f"op {check.op}: {check.kernel} in {check.dtype} ({dtype} model)"
             limit = op_tolerance(check.dtype, tolerances)

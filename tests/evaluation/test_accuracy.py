@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,6 +168,49 @@ def test_kernels_that_never_ran_fail(
     assert any("calls of nki_rmsnorm_kernel" in reason for reason in record.reasons)
 
 
+RIGHT, WRONG = "reciprocal_root(factor, hidden, eps)", "reciprocal_root(factor, hidden * 1.1, eps)"
+
+
+@pytest.mark.parametrize("change", ["none", "5 percent", "zeros"])
+def test_a_users_kernel_in_the_real_model_is_judged(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    source = (ROOT / "kernels" / "rmsnorm.py").read_text()
+    assert RIGHT in source
+    if change == "5 percent":  # the root of 1.1 is 1.049
+        source = source.replace(RIGHT, WRONG)
+    elif change == "zeros":
+        source = source.replace(RIGHT, f"{RIGHT}\n        nisa.memset(dst=factor, value=0.0)")
+    (tmp_path / "mine.py").write_text(source)
+    (tmp_path / "config" / "kernels").mkdir(parents=True)
+    (tmp_path / "config" / "kernels" / "mine.yaml").write_text(
+        "description: a copy of ours\nops:\n  rmsnorm: {kernel: 'mine.py:nki_rmsnorm_kernel'}\n"
+    )
+    manifest = CompileManifest.read(stage.folder / "rmsnorm.json")
+    manifest.model_copy(update={"configuration": "mine"}).write(tmp_path / "mine.json")
+    monkeypatch.chdir(tmp_path)
+    record = accuracy(
+        stage.config,
+        "mine",
+        tmp_path / "mine.json",
+        stage.checkpoint,
+        stage.folder / "logits.safetensors",
+        tmp_path / "accuracy.json",
+    )
+    assert AccuracyRecord.read(tmp_path / "accuracy.json").verdict == record.verdict
+    if change == "none":
+        assert (record.verdict, record.reasons) == ("pass", [])
+        return
+    assert record.verdict == "fail"
+    for gate in (
+        "op rmsnorm: nki_rmsnorm_kernel in float32 (float32 model): relative error",
+        "op rmsnorm: nki_rmsnorm_kernel in bfloat16 (bfloat16 model): relative error",
+        "context_encoding: float32 vs HF float32: relative L2 error",
+        "token_generation: float32 vs HF float32: relative L2 error",
+    ):
+        assert any(reason.startswith(gate) for reason in record.reasons), gate
+
+
 def test_the_reference_is_read_as_written(stage: SimpleNamespace) -> None:
     found = read_reference(stage.folder / "logits.safetensors")
     assert [len(ids) for ids in found.tokens] == [10, 11, 12, 13, 14, 15]
@@ -176,7 +220,14 @@ def test_the_reference_is_read_as_written(stage: SimpleNamespace) -> None:
     assert not torch.equal(found.logits["bfloat16"][0], found.logits["float32"][0])
 
 
-def test_texts_are_cut_to_the_largest_bucket(stage: SimpleNamespace, tmp_path: Path) -> None:
+def test_texts_are_cut_to_the_largest_bucket_and_no_socket_is_opened(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     buckets = Buckets(context_encoding=[8, 12], max_length=48)
     config = stage.config.model_copy(update={"buckets": buckets})
     reference(config, stage.checkpoint, tmp_path / "cut.safetensors")
@@ -197,14 +248,27 @@ def test_a_damaged_reference_is_refused(stage: SimpleNamespace, tmp_path: Path) 
         read_reference(damaged)
 
 
-def test_inputs_of_another_configuration_are_refused(
-    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "buckets", "message"),
+    [
+        ("rmsnorm", [16, 32], "was made for configuration baseline, this evaluation has rmsnorm"),
+        ("baseline", [12], "was made for other texts"),
+    ],
+)
+def test_inputs_of_another_evaluation_are_refused(
+    stage: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    buckets: list[int],
+    message: str,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(EvaluationError, match="was made for configuration baseline"):
+    changed = Buckets(context_encoding=buckets, max_length=48)
+    with pytest.raises(EvaluationError, match=message):
         accuracy(
-            stage.config,
-            "rmsnorm",
+            stage.config.model_copy(update={"buckets": changed}),
+            name,
             stage.folder / "baseline.json",
             stage.checkpoint,
             stage.folder / "logits.safetensors",

@@ -207,6 +207,12 @@ def test_a_kernel_that_did_not_run_in_a_graph_fails(run: str, graph: str) -> Non
     assert failures(replace(measured, kernel_calls={**calls, run: {KERNEL: {graph: 0}}}))
 
 
+def test_a_kernel_from_a_file_goes_by_its_functions_name() -> None:
+    path = OpKernel(kernel=f"my/kernels.py:{KERNEL}")
+    kernels = KernelConfiguration(description="one", ops={"rmsnorm": path})
+    assert failures(good(), kernels) == []
+
+
 def test_tasks_that_ran_without_the_kernel_fail() -> None:
     measured = good()
     assert failures(replace(measured, kernel_calls={**measured.kernel_calls, "tasks": {}})) == [
