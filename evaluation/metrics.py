@@ -21,6 +21,7 @@ from statistics import median
 
 from evaluation.records import AccuracyRecord, LogitComparison
 from evaluation.results import ConfigurationResults
+from kernels import KERNELS
 from model.records import CompileManifest, GenerationRecord, PromptResult, RunTiming, TraceSummary
 
 
@@ -39,8 +40,10 @@ def metrics(results: ConfigurationResults) -> dict[str, float]:
         found |= _generation_metrics(results.generation)
     if results.accuracy is not None:
         found |= _accuracy_metrics(results.accuracy)
-    for kernel, calls in kernel_calls(results).items():
-        found[f"kernel_calls_counted/{slug(kernel)}"] = calls
+    if results.generation is not None or results.accuracy is not None:
+        # 0 for a kernel that is not used: a comparison of runs would show NaN.
+        for kernel, calls in (dict.fromkeys(KERNELS, 0) | kernel_calls(results)).items():
+            found[f"kernel_calls_counted/{slug(kernel)}"] = calls
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 

@@ -40,17 +40,17 @@ def evaluation_fingerprint(config: Config, results: Path) -> str:
         _contents(Path(config.generate.prompts)),
         _contents(Path(config.accuracy.texts)),
         _contents(Path(config.accuracy.tasks)),
-        _contents(Path("envs") / ("cpu" if config.device == "simulator" else "trn2")),
+        _contents(Path("envs/cpu" if config.device == "simulator" else "envs/trn2"), "*.txt"),
     )
 
 
-def _contents(path: Path) -> dict[str, str]:
+def _contents(path: Path, pattern: str = "*") -> dict[str, str]:
     """File (relative to `path`) -> fingerprint of its content; empty if there is none."""
     if path.is_file():
         return {"": fingerprint(path)}
     return {
         file.relative_to(path).as_posix(): fingerprint(file)
-        for file in sorted(path.rglob("*"))
+        for file in sorted(path.rglob(pattern))
         if file.is_file() and "__pycache__" not in file.parts
     }
 

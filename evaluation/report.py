@@ -29,7 +29,7 @@ from evaluation.summary import describe_detail, place, summarise_read
 from model.configuration import Config, ConfigurationError, read_config
 from model.records import RecordError, write_text
 
-TEMPLATE = Path(__file__).parent.parent / "workflow/report/report.html.j2"
+TEMPLATE = Path(__file__).parent / "report.html.j2"
 BASELINE = "baseline"
 
 

@@ -9,14 +9,25 @@ from pathlib import Path
 from evaluation.records import AccuracyRecord, StageError, TrackedRun
 from model.records import CompileManifest, GenerationRecord, Record, RecordError, TraceSummary
 
-STAGES = ("download", "compile", "trace", "generate", "reference", "accuracy", "track")
+STAGES = (
+    "download",
+    "compile",
+    "trace",
+    "generate",
+    "reference",
+    "accuracy",
+    "track_init",
+    "track",
+)
+TRACKING = {"track_init", "track"}
+"""The stages whose failure says nothing about the configuration."""
 
 _NEEDS = {
     "compile": {"download", "compile"},
     "trace": {"download", "compile", "trace"},
     "generate": {"download", "compile", "generate"},
     "accuracy": {"download", "compile", "reference", "accuracy"},
-    "track": {"download", "compile", "trace", "generate", "reference", "accuracy", "track"},
+    "track": {"download", "compile", "trace", "generate", "reference", "accuracy", *TRACKING},
 }
 """Stage -> the stages that must have succeeded for its file to be of the present inputs."""
 
@@ -32,7 +43,7 @@ class ConfigurationResults:
     accuracy: AccuracyRecord | None = None
     tracked: TrackedRun | None = None
     errors: tuple[StageError, ...] = ()
-    """What failed, in the stages' order."""
+    """What failed, in the stages' order; the report's own failure is not among them."""
 
 
 def result_files(results: Path, model: str, name: str) -> dict[str, Path]:
@@ -114,4 +125,5 @@ def _read_errors(folder: Path) -> tuple[StageError, ...]:
 
     if not folder.is_dir():
         return ()
-    return tuple(sorted((StageError.read(path) for path in folder.glob("*.json")), key=order))
+    errors = [StageError.read(path) for path in folder.glob("*.json")]
+    return tuple(sorted((e for e in errors if e.stage != "report"), key=order))

@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation.metrics import kernel_calls, metrics
 from evaluation.provenance import evaluation_fingerprint
 from evaluation.records import ConfigurationSummary, StageError, Summary, Verdict
-from evaluation.results import ConfigurationResults, read_all
+from evaluation.results import TRACKING, ConfigurationResults, read_all
 from model.configuration import Config
 from model.records import Device
 
@@ -47,7 +47,7 @@ def verdict_of(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
     reasons = [
         reason
         for error in found.errors
-        if error.stage != "track"
+        if error.stage not in TRACKING
         for reason in error_reasons(error)
     ]
     if not reasons:

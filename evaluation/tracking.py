@@ -126,6 +126,8 @@ def initialise(config: Config, output: Path) -> None:
             "tracking_uri": public_uri(),
             "experiment": config.tracking.experiment,
             "experiment_id": experiment,
+            # Without the query MLflow opens the pages for chat models.
+            "runs_page": f"/#/experiments/{experiment}/runs?workflowType=machine_learning",
         },
     )
 
@@ -203,10 +205,11 @@ def _experiment(client: MlflowClient, config: Config) -> str:
         )
     if _default_store() and experiment.artifact_location != location:
         raise TrackingError(
-            f"The MLflow store {DEFAULT_STORE} keeps its artifacts at "
-            f"{experiment.artifact_location}, since the checkout was moved after it was made. "
-            "Make it anew from results/: rename the folder mlflow/, delete results/tracked/, "
-            "and run `snakemake --cores 1 track_all`."
+            f"The MLflow experiment {name!r} in {DEFAULT_STORE} keeps its artifacts at "
+            f"{experiment.artifact_location}, not in {DEFAULT_STORE.parent}/artifacts: the "
+            "checkout was moved, or a server made the experiment. Make it anew from results/: "
+            "rename the folder mlflow/, delete results/tracked/, and run "
+            "`snakemake --cores 1 track_all`."
         )
     return str(experiment.experiment_id)
 

@@ -37,6 +37,7 @@ def test_names_and_values(found: ConfigurationResults) -> None:
         "quality/prompts_correct_share": 1.0,
         "trace_counted/nki_flops_ratio": 0.02,
         "kernel_calls_counted/nki_rmsnorm_kernel": 288.0,
+        "kernel_calls_counted/nki_silu_kernel": 0.0,
         "compile_measured_host/total_s": 1.5,
         "programs_counted_trn2/instructions": 48.0,
     }

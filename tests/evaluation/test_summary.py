@@ -77,9 +77,10 @@ def test_an_error_without_details_says_its_message(results: Path) -> None:
     assert norms.reasons == ["generate: out of memory"]
 
 
-def test_a_server_that_is_down_changes_no_verdict(results: Path) -> None:
-    StageError(configuration="norms", stage="track", message="down", details=[]).write(
-        error_folder(results, "tiny", "norms") / "track.json"
+@pytest.mark.parametrize("stage", ["track_init", "track", "report"])
+def test_a_server_that_is_down_changes_no_verdict(results: Path, stage: str) -> None:
+    StageError(configuration="norms", stage=stage, message="down", details=[]).write(
+        error_folder(results, "tiny", "norms") / f"{stage}.json"
     )
     norms = summarise(samples.config(), results).configurations["norms"]
     assert norms.verdict == "pass"
