@@ -1,0 +1,94 @@
+# Which targets there are. The rules that make files are in workflow/rules; what they do is in
+# model/ and evaluation/. docs/architecture.md has the table.
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+# The packages are this checkout's, whichever checkout the environment was made for.
+sys.path.insert(0, workflow.basedir)
+
+from model.configuration import ConfigurationError
+from workflow.pipeline import (
+    EFFECTIVE_CONFIG,
+    ENVIRONMENT,
+    import_from,
+    read_pipeline,
+    store_digest,
+    typed,
+)
+from workflow.sources import files_under, stage_sources
+from workflow.stage import RESULTS, failures
+
+import_from(workflow.basedir)
+
+
+configfile: "config/config.yaml"
+
+
+overrides = workflow.config_settings.config
+config.update({key: typed(config[key]) for key in overrides})
+origin = ", ".join([*workflow.configfiles, *(["--config"] if overrides else [])])
+try:
+    pipeline = read_pipeline(config, origin)
+except ConfigurationError as error:
+    sys.exit(
+        str(error)
+    )  # the message is for a person; a WorkflowError adds a traceback
+
+MODEL = pipeline.config.model
+CONFIGURATIONS = pipeline.config.configurations
+
+
+wildcard_constraints:
+    model=re.escape(MODEL),
+    configuration="|".join(map(re.escape, pipeline.names)),
+
+
+include: "workflow/rules/download.smk"
+include: "workflow/rules/compile.smk"
+include: "workflow/rules/trace.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/accuracy.smk"
+include: "workflow/rules/track.smk"
+include: "workflow/rules/report.smk"
+
+
+rule evaluate_all:
+    default_target: True
+    input:
+        rules.report.output,
+        rules.track_init.output,
+
+
+rule compile_all:
+    input:
+        expand(rules.compile.output, model=MODEL, configuration=CONFIGURATIONS),
+
+
+rule trace_all:
+    input:
+        expand(rules.trace.output, model=MODEL, configuration=CONFIGURATIONS),
+
+
+rule track_all:
+    input:
+        expand(rules.track.output, model=MODEL, configuration=CONFIGURATIONS),
+        rules.track_init.output,
+
+
+onstart:
+    pipeline.write_config()
+
+
+onsuccess:
+    print("done: results/report.html, results/summary.json")
+
+
+onerror:
+    # The configurations that did finish deserve their report; the failed ones are red in it.
+    command = [sys.executable, "-m", "evaluation.report"]
+    subprocess.run(
+        [*command, "--config", str(EFFECTIVE_CONFIG), "--partial"], check=False
+    )

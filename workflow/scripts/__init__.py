@@ -1,0 +1,1 @@
+"""One script per rule: reads what Snakemake passes, calls the stage."""

@@ -1,0 +1,21 @@
+"""Count MACs, instructions and bytes of one configuration's graphs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow.stage import job
+
+if TYPE_CHECKING:  # Snakemake defines it
+    from snakemake.script import snakemake
+
+name = snakemake.wildcards.configuration
+with job("trace", snakemake.config, snakemake.log[0], name) as config:
+    from model.trace import trace
+
+    trace(
+        config,
+        name,
+        manifest=Path(snakemake.input.manifest),
+        checkpoint=Path(snakemake.input.checkpoint),
+        output=Path(snakemake.output.summary),
+    )
