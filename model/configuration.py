@@ -231,7 +231,7 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> str:
             )
         elif item["type"] == "missing":
             message = "this key is needed and missing"
-        elif not message.startswith("unknown"):
+        elif not message.startswith("unknown") and not isinstance(item["input"], dict):
             message = f"{message}; found {item['input']!r}"
         lines.append(f"{path}: {where}: {message}")
     return "\n".join(lines)
