@@ -203,22 +203,27 @@ def kernel_entries(configuration: KernelConfiguration) -> list[KernelEntry]:
             op=op,
             kernel=chosen.kernel,
             parameters=dict(chosen.parameters),
-            sources={str(path): file_sha256(path) for path in _sources(chosen.kernel)},
+            sources={_display(path): file_sha256(path) for path in _sources(chosen.kernel)},
         )
         for op, chosen in configuration.ops.items()
     ]
 
 
 def _sources(kernel: str) -> list[Path]:
-    """The kernel's file and the files of the project's helpers it uses, relative if inside."""
-    root = Path(__file__).parent.parent
-    todo, seen = [_module(kernel)], {}
+    """The kernel's file and the files of the project's helpers it uses."""
+    todo, seen = [_module(kernel)], set()
     while todo:
         module = todo.pop()
         path = Path(inspect.getfile(module))
         if path in seen:
             continue
-        seen[path] = module
+        seen.add(path)
         names = {getattr(value, "__module__", None) for value in vars(module).values()}
         todo += [importlib.import_module(n) for n in names if n and n.startswith("kernels.")]
-    return sorted(p.relative_to(root) if p.is_relative_to(root) else p for p in seen)
+    return sorted(seen)
+
+
+def _display(path: Path) -> str:
+    """Relative to the project's root if it is inside."""
+    root = Path(__file__).parent.parent
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)

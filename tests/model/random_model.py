@@ -1,0 +1,3 @@
+"""Constants of the random checkpoint of conftest.py."""
+
+VOCABULARY = 96
