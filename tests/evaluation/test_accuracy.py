@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from evaluation.accuracy import accuracy, decode_prefix
 from evaluation.inputs import EvaluationError
 from evaluation.records import AccuracyRecord
 from evaluation.reference import read_reference, reference
+from kernels.contracts import CONTRACTS
 from model.configuration import Accuracy, Buckets, Config, Generate, ModelSource
 from model.records import CheckpointRecord, CompileManifest
 
@@ -209,6 +211,36 @@ def test_a_users_kernel_in_the_real_model_is_judged(
         "token_generation: float32 vs HF float32: relative L2 error",
     ):
         assert any(reason.startswith(gate) for reason in record.reasons), gate
+
+
+@pytest.mark.parametrize("op", ["rmsnorm", "qk_norm", "softmax", "silu"])
+def test_each_op_5_percent_off_in_the_real_model_fails(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, op: str
+) -> None:
+    right = CONTRACTS[op]
+
+    def wrong(*arguments: Any, **parameters: Any) -> Any:
+        result = right.call(*arguments, **parameters)
+        return tuple(x * 1.05 for x in result) if isinstance(result, tuple) else result * 1.05
+
+    monkeypatch.setitem(CONTRACTS, op, replace(right, call=wrong))
+    monkeypatch.chdir(ROOT)
+    manifest = CompileManifest.read(stage.folder / "rmsnorm.json")
+    manifest.model_copy(update={"configuration": "all"}).write(tmp_path / "all.json")
+    record = accuracy(
+        stage.config,
+        "all",
+        tmp_path / "all.json",
+        stage.checkpoint,
+        stage.folder / "logits.safetensors",
+        tmp_path / "accuracy.json",
+    )
+    assert record.verdict == "fail"
+    failed = {check.op for check in record.ops if not check.passed}
+    assert failed == {op}
+    for graph in ("context_encoding", "token_generation"):
+        gate = f"{graph}: float32 vs HF float32: relative L2 error"
+        assert any(reason.startswith(gate) for reason in record.reasons)
 
 
 def test_the_reference_is_read_as_written(stage: SimpleNamespace) -> None:
