@@ -112,7 +112,7 @@ def accuracy(
             inputs.reference.fingerprint,
             config.accuracy,
             config.buckets,
-            [config.device, config.target, config.dtype, config.batch_size],
+            [config.device, config.target, config.dtype],
             *(file for task in tasks for file in task.files),
         ),
     )

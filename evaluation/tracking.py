@@ -290,7 +290,6 @@ def parameters(config: Config, found: ConfigurationResults) -> dict[str, Any]:
         "device": config.device,
         "target": config.target,
         "dtype": config.dtype,
-        "batch_size": config.batch_size,
         "buckets.context_encoding": ",".join(map(str, config.buckets.context_encoding)),
         "buckets.max_length": config.buckets.max_length,
         "generate.prompts": generate.prompts,

@@ -49,7 +49,7 @@ rule accuracy:
         mem_mb=3000,
     params:
         settings=pipeline.settings(
-            "device", "target", "dtype", "batch_size", "buckets", "accuracy"
+            "device", "target", "dtype", "buckets", "accuracy"
         ),
     message:
         "accuracy {wildcards.configuration}"

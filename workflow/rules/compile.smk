@@ -17,7 +17,7 @@ rule compile:
     resources:
         mem_mb=2000,
     params:
-        settings=pipeline.settings("device", "target", "dtype", "batch_size", "buckets"),
+        settings=pipeline.settings("device", "target", "dtype", "buckets"),
     message:
         "compile {wildcards.configuration}"
     script:

@@ -21,7 +21,7 @@ rule generate:
         mem_mb=2000,
     params:
         settings=pipeline.settings(
-            "device", "target", "dtype", "batch_size", "buckets", "generate"
+            "device", "target", "dtype", "buckets", "generate"
         ),
     message:
         "generate {wildcards.configuration}"

@@ -18,7 +18,7 @@ rule trace:
     resources:
         mem_mb=2000,
     params:
-        settings=pipeline.settings("device", "target", "dtype", "batch_size", "buckets"),
+        settings=pipeline.settings("device", "target", "dtype", "buckets"),
     message:
         "trace {wildcards.configuration}"
     script:
