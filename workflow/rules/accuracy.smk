@@ -48,9 +48,7 @@ rule accuracy:
     resources:
         mem_mb=3000,
     params:
-        settings=pipeline.settings(
-            "device", "target", "dtype", "buckets", "accuracy"
-        ),
+        settings=pipeline.settings("device", "target", "dtype", "buckets", "accuracy"),
     message:
         "accuracy {wildcards.configuration}"
     script:

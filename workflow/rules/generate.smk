@@ -20,9 +20,7 @@ rule generate:
     resources:
         mem_mb=2000,
     params:
-        settings=pipeline.settings(
-            "device", "target", "dtype", "buckets", "generate"
-        ),
+        settings=pipeline.settings("device", "target", "dtype", "buckets", "generate"),
     message:
         "generate {wildcards.configuration}"
     script:
