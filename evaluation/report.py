@@ -107,7 +107,8 @@ def render(
         passed=verdicts.count("pass"),
         tables={
             "Speed": _table(speed_columns(config), configurations, summary),
-            "Quality": _table(quality_columns(config, configurations), configurations, summary),
+            "Quality": _table(quality_columns(config), configurations, summary),
+            "Tasks": _table(task_columns(config, configurations), configurations, summary),
             "NKI in the model": _table(nki_columns(), configurations, summary),
         },
         latency_plot=latency_plot(configurations, verdicts),
@@ -142,8 +143,8 @@ def speed_columns(config: Config) -> list[Column]:
     ]
 
 
-def quality_columns(config: Config, configurations: Sequence[ConfigurationResults]) -> list[Column]:
-    """Logits against HF, the worse of both graphs, and the tasks."""
+def quality_columns(config: Config) -> list[Column]:
+    """Logits against HF, the worse of both graphs."""
     source = f"measured on {config.device}"
     tolerances = config.accuracy.tolerances
 
@@ -176,6 +177,11 @@ def quality_columns(config: Config, configurations: Sequence[ConfigurationResult
                 limit=f"≥ {percent(tolerances.bfloat16_top1_agreement)}",
             ),
         ]
+    return columns
+
+
+def task_columns(config: Config, configurations: Sequence[ConfigurationResults]) -> list[Column]:
+    """The lm-eval tasks that any configuration has a result of."""
     tasks = {
         (task.task, metric): task.chance
         for found in configurations
@@ -183,10 +189,10 @@ def quality_columns(config: Config, configurations: Sequence[ConfigurationResult
         for metric in task.metrics
         if not metric.endswith("_stderr")
     }
-    return columns + [
+    return [
         Column(
             f"{task}: {metric}",
-            source,
+            f"measured on {config.device}",
             _task(task, metric),
             number,
             limit="" if chance is None else f"chance {number(chance)}",

@@ -72,12 +72,13 @@ def test_the_verdicts_come_first(page: str) -> None:
 
 
 def test_numbers_stand_beside_the_baselines_ratio(page: str) -> None:
-    speed, quality, nki, *_ = rows(page, "norms")
+    speed, quality, tasks, nki, *_ = rows(page, "norms")
     assert speed == (
         "norms ✓ pass 62.0 2.00× baseline 10.3 2.00× baseline "
         "93.0 2.00× baseline 43.2 0.50× baseline"
     )
-    assert quality == "norms ✓ pass 3.1e-6 1.2e-5 99.2 % 0.840 4.20"
+    assert quality == "norms ✓ pass 3.1e-6 1.2e-5 99.2 %"
+    assert tasks == "norms ✓ pass 0.840 4.20"
     assert nki == "norms ✓ pass 2.0 % 4 48 1.50"
 
 
