@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Checkout
+from stubbed_checkout import Checkout
 
 from evaluation.records import StageError
 
@@ -17,48 +17,14 @@ def checkout(fresh: Checkout, tmp_path: Path) -> Checkout:
     return fresh.copy(tmp_path / "checkout")
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("configurations=[rmsnrm]", ["'rmsnrm'", "did you mean 'rmsnorm'", "baseline"]),
-        ("configurations=rmsnorm", ["configurations", "list", "'rmsnorm'"]),
-        ("model=other", ["model", "'other'", "tiny-qwen3-moe"]),
-        ("dtype=int8", ["dtype", "'bfloat16' or 'float32'", "'int8'"]),
-        ("bukets=3", ["bukets", "unknown key", "did you mean 'buckets'"]),
-        ("accuracy={documents: many}", ["accuracy.documents", "integer", "'many'"]),
-        ("accuracy={tolerances: {bf16: 1}}", ["accuracy.tolerances.bf16", "bfloat16_op"]),
-        ("generate={prompts: nowhere.yaml}", ["generate.prompts", "nowhere.yaml", "no such file"]),
-        ("accuracy={tasks: nowhere}", ["accuracy.tasks", "nowhere", "no such folder"]),
-    ],
-)
-def test_a_wrong_configuration(fresh: Checkout, override: str, words: list[str]) -> None:
-    done = fresh.snakemake("-n", "--config", override)
+def test_a_wrong_configuration_stops_snakemake_with_the_message_alone(fresh: Checkout) -> None:
+    done = fresh.snakemake("-n", "--config", "configurations=[rmsnrm]", "dtype=int8")
     assert done.returncode != 0
+    assert done.stdout.splitlines()[-1] == (
+        "config/config.yaml, --config: dtype: Input should be 'bfloat16' or 'float32'; found 'int8'"
+    )
     assert "Traceback" not in done.stdout
     assert 'File "' not in done.stdout
-    for word in words:
-        assert word in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("ops", "words"),
-    [
-        ("{silu: {kernel: nki_silo_kernel}}", ["ops.silu.kernel", "did you mean 'nki_silu"]),
-        ("{sillu: {kernel: nki_silu_kernel}}", ["unknown op 'sillu'", "rmsnorm, qk_norm"]),
-        ("{softmax: {kernel: nki_silu_kernel}}", ["'softmax' cannot be filled by"]),
-        ("{silu: {kernel: nki_silu_kernel, tile: 1}}", ["ops.silu.tile", "kernel, parameters"]),
-        ("{silu: {kernel: a/b.py:f}}", ["ops.silu.kernel", "a/b.py", "no such file"]),
-        ("{silu: {kernel: 'kernels/silu.py:f'}}", ["no function 'f'", "nki_silu_kernel"]),
-        ("[silu]", ["ops", "dictionary", "['silu']"]),
-    ],
-)
-def test_a_wrong_kernel_configuration(checkout: Checkout, ops: str, words: list[str]) -> None:
-    checkout.write("config/kernels/all.yaml", f"description: Wrong.\nops: {ops}\n")
-    done = checkout.snakemake("-n")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stdout
-    for word in ["config/kernels/all.yaml", *words]:
-        assert word in done.stdout
 
 
 def test_a_failing_configuration_leaves_the_others_alone(checkout: Checkout) -> None:
@@ -89,19 +55,15 @@ def test_a_failing_configuration_leaves_the_others_alone(checkout: Checkout) -> 
 
 def test_a_failing_shared_stage_fails_every_configuration(checkout: Checkout) -> None:
     checkout.write("fail/download-model", "error")
-    assert checkout.snakemake().returncode != 0
+    assert checkout.snakemake("compile_all").returncode != 0
     errors = checkout.root / "results/errors/tiny-qwen3-moe"
-    assert len(list(errors.glob("*/download.json"))) == 4
+    assert len(list(errors.glob("*/download.json"))) == 3
 
 
-def test_a_partial_report_is_not_taken_for_the_report(checkout: Checkout) -> None:
-    only = ("--config", "configurations=[baseline]")
+def test_a_partial_report_is_not_taken_for_the_report(finished: Checkout, tmp_path: Path) -> None:
+    checkout = finished.copy(tmp_path / "checkout")
+    checkout.append("evaluation/report.py", "# edited\n")
     checkout.write("fail/report-all", "error")
-    assert checkout.snakemake(*only).returncode != 0
+    assert checkout.snakemake().returncode != 0
     (checkout.root / "fail/report-all").unlink()
-    assert checkout.jobs(*only) == {"report"}
-
-
-def test_a_kernel_that_is_not_python_fails_its_own_configurations(checkout: Checkout) -> None:
-    checkout.append("kernels/silu.py", "def broken(:\n")
-    assert "compile baseline" in checkout.jobs()
+    assert checkout.jobs() == {"report"}

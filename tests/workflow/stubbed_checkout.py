@@ -1,0 +1,182 @@
+"""A copy of the checkout whose stages are stubs, so that the wiring is tested in seconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("config", "envs", "evaluation", "kernels", "model", "profiles", "simulator", "workflow")
+
+CONFIGURATIONS = ("baseline", "norms", "all")
+
+STUB = '''
+"""Writes its outputs, and the configuration's name into them; fails if fail/STAGE-NAME exists."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from simulator.errors import NkiValidationError, Violation
+
+
+def run(stage, name, *outputs):
+    print("stdout of", stage)
+    print("stderr of", stage, file=sys.stderr)
+    logging.getLogger(stage).info("logging of %s", stage)
+    fail = Path("fail", f"{stage}-{name}")
+    if fail.exists() and fail.read_text() == "violation":
+        violation = Violation("SBUF-1", "too large", "Tile it.", "kernels/silu.py", 7)
+        raise NkiValidationError([violation])
+    if fail.exists():
+        raise ValueError("a stub was told to fail")
+    for output in outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"stage": stage, "configuration": name}))
+'''
+
+STAGES = {
+    "model/download.py": """
+def download(config, output):
+    run("download", "model", output)
+""",
+    "model/compile.py": """
+import model.ops
+def compile_configuration(config, name, checkpoint, output):
+    run("compile", name, output)
+""",
+    "model/ops.py": """
+import kernels.reference
+""",
+    "model/trace.py": """
+def trace(config, name, manifest, checkpoint, output):
+    run("trace", name, output)
+""",
+    "model/generate.py": """
+def generate(config, name, manifest, checkpoint, output):
+    run("generate", name, output)
+""",
+    "evaluation/reference.py": """
+def reference(config, checkpoint, output):
+    run("reference", "model", output)
+""",
+    "evaluation/accuracy.py": """
+def accuracy(config, name, manifest, checkpoint, reference, output):
+    run("accuracy", name, output)
+""",
+    "evaluation/tracking.py": """
+def initialise(config, output):
+    run("track_init", "store", output)
+def track(config, name, results, output):
+    run("track", name, output)
+""",
+    "evaluation/report.py": """
+def report(config, results, summary, html):
+    run("report", "all", summary, html)
+if __name__ == "__main__":
+    from pathlib import Path
+    Path("results/report.html").write_text("partial: " + " ".join(sys.argv[1:]))
+""",
+}
+
+KERNELS = {
+    "kernels/reference.py": "",
+    "kernels/tiling.py": "",
+    "kernels/rmsnorm.py": """
+from kernels import tiling
+import nki
+def nki_rmsnorm_kernel(): pass
+""",
+    "kernels/qk_rmsnorm.py": """
+from .tiling import something
+def nki_qk_rmsnorm_kernel(): pass
+""",
+    "kernels/softmax.py": "def nki_softmax_kernel(): pass\n",
+    "kernels/silu.py": "def nki_silu_kernel(): pass\n",
+}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of this checkout in a temporary folder."""
+
+    root: Path
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run snakemake there; its output is in `stdout`, both streams together."""
+        inherited = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "1", "--nocolor", *arguments],
+            cwd=self.root,
+            env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+
+    def jobs(self, *arguments: str, **environment: str) -> set[str]:
+        """What a dry run would run: the jobs' messages up to a colon."""
+        done = self.snakemake("-n", *arguments, **environment)
+        assert done.returncode == 0, done.stdout
+        return set(re.findall(r"^Job \d+: ([^:\n]+)", done.stdout, re.MULTILINE))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file, making its folder."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def append(self, name: str, text: str) -> None:
+        """Add to a file."""
+        with (self.root / name).open("a") as file:
+            file.write(text)
+
+    def copy(self, target: Path) -> Checkout:
+        """Another copy, times of files kept."""
+        shutil.copytree(self.root, target, symlinks=True)
+        return Checkout(target)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout with stubs, never run; copy it before changing it."""
+    checkout = Checkout(tmp_path_factory.mktemp("checkout") / "fresh")
+    skip = shutil.ignore_patterns("__pycache__", "checkpoints", "training", "data")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, checkout.root / folder, ignore=skip)
+    shutil.copy(ROOT / "Snakefile", checkout.root)
+    checkout.write("stub.py", STUB)
+    for name, text in STAGES.items():
+        checkout.write(name, f"import sys\nfrom stub import run\n{text}")
+    for name, text in KERNELS.items():
+        checkout.write(name, text)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["configurations"] = list(CONFIGURATIONS)
+    checkout.write("config/config.yaml", yaml.safe_dump(config))
+    source = config["models"][config["model"]]
+    checkout.write(f"{source['source']}/model.safetensors", "weights")
+    checkout.write(source["manifest"], "{}")
+    checkout.write(config["generate"]["prompts"], "[]")
+    checkout.write(config["accuracy"]["texts"], "{}")
+    checkout.write(f"{config['accuracy']['tasks']}/arithmetic.yaml", "task: arithmetic")
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def finished(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout whose evaluation is complete; copy it before changing it."""
+    checkout = fresh.copy(tmp_path_factory.mktemp("finished") / "checkout")
+    done = checkout.snakemake("evaluate_all")
+    assert done.returncode == 0, done.stdout
+    return checkout
