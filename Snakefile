@@ -29,7 +29,7 @@ configfile: "config/config.yaml"
 
 overrides = workflow.config_settings.config
 config.update({key: typed(config[key]) for key in overrides})
-origin = ", ".join([*workflow.configfiles, *(["--config"] if overrides else [])])
+origin = ", ".join([*map(str, workflow.configfiles), *(["--config"] if overrides else [])])
 try:
     pipeline = read_pipeline(config, origin)
 except ConfigurationError as error:
