@@ -29,13 +29,12 @@ configfile: "config/config.yaml"
 
 overrides = workflow.config_settings.config
 config.update({key: typed(config[key]) for key in overrides})
-origin = ", ".join([*map(str, workflow.configfiles), *(["--config"] if overrides else [])])
+origin = [str(file) for file in workflow.configfiles] + ["--config"] * bool(overrides)
 try:
-    pipeline = read_pipeline(config, origin)
+    pipeline = read_pipeline(config, ", ".join(origin))
 except ConfigurationError as error:
-    sys.exit(
-        str(error)
-    )  # the message is for a person; a WorkflowError adds a traceback
+    # The message is for a person; a WorkflowError would add a traceback.
+    sys.exit(str(error))
 
 MODEL = pipeline.config.model
 CONFIGURATIONS = pipeline.config.configurations

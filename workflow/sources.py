@@ -19,6 +19,8 @@ PACKAGES = ("evaluation", "kernels", "model")
 SIMULATOR = ("nki", "simulator")
 """Importing one of these means the whole of simulator/: its tables hang together."""
 
+LIST_OF_KERNELS = Path("kernels/__init__.py")
+
 
 def stage_sources(module: str) -> list[str]:
     """The project's files behind a stage, e.g. `model.compile`, except kernels.
@@ -44,7 +46,7 @@ def kernel_sources(configuration: KernelConfiguration, file: Path) -> list[str]:
         path = Path(*info.module.split(".")).with_suffix(".py") if info else Path(name)
         _check_function(path, function, f"{file}: ops.{op}.kernel")
         entries.append(path)
-    return _names(_closure(entries, without=set()))
+    return _names(_closure(entries, without={LIST_OF_KERNELS}))
 
 
 def files_under(folder: Path) -> list[str]:
@@ -63,8 +65,9 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 
 def _kernel_files() -> set[Path]:
+    """The kernels, and the list of them: a kernel that is added there changes nothing else."""
     found = (_find(info.module) for info in kernels.KERNELS.values())
-    return {path for path in found if path}
+    return {LIST_OF_KERNELS, *(path for path in found if path)}
 
 
 def _closure(entries: list[Path], without: set[Path]) -> set[Path]:
