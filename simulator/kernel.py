@@ -151,6 +151,7 @@ def _to_numpy(name: str, value: Any) -> Array:
             value = tensor.view(getattr(torch, bits)).numpy().view(extension)
         else:
             value = tensor.numpy()
+    shape = tuple(value.shape)
     array = np.ascontiguousarray(value)
     if dtypes.from_numpy(array.dtype) is None:
         raise refuse(
@@ -161,14 +162,14 @@ def _to_numpy(name: str, value: Any) -> Array:
             limit="an nl dtype",
             value=str(array.dtype),
         )
-    if array.ndim == 0 or array.size == 0:
+    if not shape or array.size == 0:  # ascontiguousarray would make () into (1,)
         raise refuse(
             "argument",
-            f"argument `{name}` has shape {array.shape}",
+            f"argument `{name}` has shape {shape}",
             "Tensor arguments need at least one dimension and one element",
             operand=name,
             limit=">= 1 element",
-            value=str(array.shape),
+            value=str(shape),
         )
     return array.view(np.uint8) if array.dtype == np.bool_ else array
 
