@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from model.configuration import ConfigurationError
+from workflow.lock import remove_stale_lock
 from workflow.pipeline import (
     EFFECTIVE_CONFIG,
     ENVIRONMENT,
@@ -22,6 +23,8 @@ from workflow.sources import files_under, stage_sources
 from workflow.stage import RESULTS, failures
 
 import_from(workflow.basedir)
+if workflow.is_main_process and remove_stale_lock():
+    print("an earlier run was killed; its lock is removed", file=sys.stderr)
 
 
 configfile: "config/config.yaml"
@@ -87,7 +90,7 @@ onsuccess:
 
 onerror:
     # The configurations that did finish deserve their report; the failed ones are red in it.
-    command = [sys.executable, "-m", "evaluation.report"]
-    subprocess.run(
-        [*command, "--config", str(EFFECTIVE_CONFIG), "--partial"], check=False
-    )
+    command = [sys.executable, "-m", "evaluation.report", "--partial", "--config"]
+    subprocess.run([*command, str(EFFECTIVE_CONFIG)], check=False)
+    for line in failures(RESULTS, MODEL, CONFIGURATIONS):
+        print("failed:", line, file=sys.stderr)

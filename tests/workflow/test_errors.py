@@ -32,6 +32,7 @@ def test_a_failing_configuration_leaves_the_others_alone(checkout: Checkout) -> 
     done = checkout.snakemake("--config", "configurations=[baseline, all]")
     assert done.returncode != 0
     assert "compile failed for all: kernels/silu.py:7: [SBUF-1] too large" in done.stdout
+    assert "failed: all: compile: kernels/silu.py:7" in done.stdout
     assert "Traceback" not in done.stdout
 
     results = checkout.root / "results"
@@ -42,7 +43,7 @@ def test_a_failing_configuration_leaves_the_others_alone(checkout: Checkout) -> 
     assert (error.configuration, error.stage) == ("all", "compile")
     assert error.details[0]["rule"] == "SBUF-1"
     assert error.details[0]["line"] == 7
-    partial = "partial: --config results/config.yaml --partial"
+    partial = "partial: --partial --config results/config.yaml"
     assert (results / "report.html").read_text() == partial
     assert "- baseline\n- all\nd" in (results / "config.yaml").read_text()
 
