@@ -7,4 +7,4 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
+import simulator.finder  # noqa: F401  (`import nki` works from here on)
