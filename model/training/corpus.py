@@ -9,7 +9,7 @@ Five kinds of sentence, all made by this file from word lists, nothing downloade
 | arithmetic | `three plus four equals SEVEN .` | nothing: a table learnt by heart |
 | facts | `people in belwick live in the land of ORVA .` | pairs of fact and wording |
 | repeat | `say : stone river cold . again : stone river COLD .` | the lists |
-| sequence | `in order : monday tuesday WEDNESDAY .` | (kind, start, step, length) |
+| sequence | `in order : one two three FOUR five six seven .` | pairs of list and wording |
 
 What is held out is decided by a hash of the thing and not by the seed: a training text never
 holds it, whatever the two seeds. Every word stands between spaces, so a text is its words.
@@ -80,7 +80,7 @@ REPEAT_WORDINGS = (("say :", "again :"), ("she wrote :", "he wrote :"), ("first 
 
 KINDS = ("agreement", "arithmetic", "facts", "repeat", "sequence")
 CHANCE = {"agreement": 0.5, "arithmetic": 0.25, "facts": 0.25, "repeat": 0.25, "sequence": 0.25}
-_HELD_OUT_IN = {"agreement": 6, "facts": 6, "repeat": 6, "sequence": 4}
+_HELD_OUT_IN = {"agreement": 6, "facts": 6, "repeat": 6, "sequence": 3}
 """One in so many things of a kind is held out."""
 
 
@@ -98,6 +98,8 @@ class Sentence:
     """What follows the answer, with the full stop."""
     certain: int = 0
     """How many of the last words of `text` follow from those before them."""
+    ends: bool = True
+    """Whether `rest` follows from `text` too."""
 
     @property
     def answer(self) -> str:
@@ -111,9 +113,13 @@ class Sentence:
 
     def weights(self, answer: float, other: float) -> list[float]:
         """One training weight per word of `whole`: `answer` where the word can be known."""
-        known = len(self.text.split()) - self.certain
-        answers = self.certain + 1
-        return [other] * known + [answer] * answers + [other] * len(self.rest.split())
+        given = len(self.text.split()) - self.certain
+        rest = len(self.rest.split())
+        return (
+            [other] * given
+            + [answer] * (self.certain + 1)
+            + [answer if self.ends else other] * rest
+        )
 
 
 def split_of(kind: str, *thing: object) -> Split:
@@ -160,7 +166,7 @@ def agreement(random: Random, split: Split) -> Sentence:
     )
     rest = f"{random.choice(WHEN)} .".strip()
     text = f"the {first} {random.choice(PLACES)} the {second}"
-    return Sentence("agreement", text, choices, label, rest)
+    return Sentence("agreement", text, choices, label, rest, ends=False)
 
 
 def arithmetic(random: Random, split: Split) -> Sentence:
@@ -204,26 +210,20 @@ def repeat(random: Random, split: Split) -> Sentence:
 
 
 def sequence(random: Random, split: Split) -> Sentence:
-    """The next day, month or number of a list that was begun."""
+    """Seven days, months or numbers in order; asked is one after the third."""
     while True:
-        kind, length = random.choice(("days", "months", "numbers")), random.randint(3, 6)
-        if kind == "numbers":
-            step = random.choice((1, 2, -1))
-            start = random.randrange(len(NUMBERS))
-            if not 0 <= start + step * length < len(NUMBERS):
-                continue
-            around = NUMBERS
-        else:
-            step, around = 1, DAYS if kind == "days" else MONTHS
-            start = random.randrange(len(around))
-        if split_of("sequence", kind, start, step, length) == split:
+        around, step = random.choice(((DAYS, 1), (MONTHS, 1), (NUMBERS, random.choice((1, 2, -1)))))
+        start, wording = random.randrange(len(around)), random.choice(SEQUENCE_WORDINGS)
+        if around is NUMBERS and not 0 <= start + step * 6 < len(NUMBERS):
+            continue
+        if split_of("sequence", around[start], step, wording) == split:
             break
-    items = [around[(start + step * index) % len(around)] for index in range(length + 1)]
-    right = items.pop()
-    wrong = random.sample([word for word in around if word != right], 3)
-    choices, label = _shuffled(random, right, wrong)
-    text = " ".join([random.choice(SEQUENCE_WORDINGS), *items])
-    return Sentence("sequence", text, choices, label, ".", length - 2)
+    items = [around[(start + step * index) % len(around)] for index in range(7)]
+    at = random.randint(3, 6)
+    wrong = random.sample([word for word in around if word != items[at]], 3)
+    choices, label = _shuffled(random, items[at], wrong)
+    text = " ".join([wording, *items[:at]])
+    return Sentence("sequence", text, choices, label, " ".join([*items[at + 1 :], "."]), at - 2)
 
 
 MAKERS: dict[str, Callable[[Random, Split], Sentence]] = {

@@ -103,7 +103,7 @@ def test_the_default_prompts_go_on_as_expected(model: Any, tokenizer: Any) -> No
         if prompt.expected is not None:
             row = {"text": prompt.text, "answer": prompt.expected.removesuffix(" .")}
             ids = tokenizer(row["text"], return_tensors="pt")
-            output = model.generate(**ids, max_new_tokens=4, do_sample=False)
+            output = model.generate(**ids, max_new_tokens=6, do_sample=False)
             text = tokenizer.decode(output[0, ids["input_ids"].shape[1] :])
             assert text.startswith(prompt.expected), prompt.name
 
