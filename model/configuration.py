@@ -87,10 +87,9 @@ class Tolerances(Section):
 
     float32_relative_l2: Positive = 1e-4
     """fp32 logits against HF's fp32 logits."""
-    bfloat16_kl_per_token: Positive = 1e-3
-    """Mean KL divergence of the bf16 logits from HF's bf16 logits, nats per token. On the tiny
-    model HF's own bf16 logits are 2e-4 to 3e-4 from its fp32 logits (measured on a CPU), and
-    two right implementations differ by as much from each other."""
+    bfloat16_kl_per_token: Positive = 3e-4
+    """Mean KL divergence of the bf16 logits from HF's bf16 logits, nats per token. Right kernels
+    are at most 8e-5 away on the tiny model (measured on a CPU)."""
     bfloat16_top1_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of positions whose most likely token is HF's, in bf16."""
     bfloat16_error_ratio: Positive = 2.0

@@ -119,7 +119,7 @@ def test_no_gates_is_a_fail() -> None:
 
 GATES = [
     ("float32 vs HF float32", {"relative_l2_error": 2e-4}, "relative L2 error"),
-    ("bfloat16 vs HF bfloat16", {"kl_per_token_mean": 1.1e-3}, "KL per token"),
+    ("bfloat16 vs HF bfloat16", {"kl_per_token_mean": 4e-4}, "KL per token"),
     ("bfloat16 vs HF bfloat16", {"top1_agreement": 0.89}, "top-1 agreement"),
     ("bfloat16 vs HF float32", {"relative_l2_error": 2.1e-2}, "against HF bfloat16's own"),
     ("float32 vs HF float32", {"finite": False}, "float32 logits"),
