@@ -37,6 +37,7 @@ format: $(INSTALLED) ## put the code in style
 	$(BIN)/snakefmt Snakefile workflow/rules
 
 ui: $(INSTALLED) ## open MLflow on this machine: http://127.0.0.1:5000
+	@mkdir -p mlflow
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
 		--backend-store-uri sqlite:///mlflow/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
