@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,21 +50,26 @@ def _tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
     return lambda views: write(views, (x(views), y(views)))
 
 
-def _check_tensor_tensor(program: Program, instruction: Instruction) -> None:
-    first, second = instruction["data1"], instruction["data2"]
-    if first.buffer is MemoryRegion.psum and second.buffer is MemoryRegion.psum:
-        program.report(
-            instruction,
-            "psum-inputs",
-            "data1 and data2 cannot both be in PSUM",
-            "Copy one of them to SBUF with nisa.tensor_copy",
-            operand="data2",
-            limit="one of them in SBUF",
-            value="both in PSUM",
-        )
+def _not_both_in_psum(first: str, second: str) -> Callable[[Program, Instruction], None]:
+    """A check that at most one of two operands is in PSUM."""
+
+    def check(program: Program, instruction: Instruction) -> None:
+        if all(instruction[name].buffer is MemoryRegion.psum for name in (first, second)):
+            program.report(
+                instruction,
+                "psum-inputs",
+                f"{first} and {second} cannot both be in PSUM",
+                "Copy one of them to SBUF with nisa.tensor_copy",
+                operand=second,
+                limit="one of them in SBUF",
+                value="both in PSUM",
+            )
+
+    return check
 
 
 def _tensor_scalar(instruction: Instruction, slots: Slots) -> Run:
+    """dst = (data op0 operand0) op1 operand1; operand1 is a column, a number or a tile."""
     dst = instruction["dst"]
     x = reader(instruction["data"], dst.shape, slots)
     a = reader(instruction["operand0"], dst.shape, slots)
@@ -91,35 +97,6 @@ def _check_tensor_scalar(program: Program, instruction: Instruction) -> None:
             operand="operand1",
             limit="both or neither",
             value=f"op1={instruction['op1']!r}, operand1={instruction['operand1']!r}",
-        )
-
-
-def _scalar_tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
-    dst = instruction["dst"]
-    x = reader(instruction["data"], dst.shape, slots)
-    a = reader(instruction["operand0"], dst.shape, slots)
-    t = reader(instruction["operand1"], dst.shape, slots)
-    first = binary(instruction["op0"], instruction["reverse0"])
-    second = binary(instruction["op1"], instruction["reverse1"])
-
-    def both(x: Array, a: Array, t: Array, out: Array | None = None) -> Array:
-        return second(first(x, a), t, out=out)  # type: ignore[no-any-return]
-
-    write = compute(slots(dst), dst.dtype, dst.shape, both)
-    return lambda views: write(views, (x(views), a(views), t(views)))
-
-
-def _check_scalar_tensor_tensor(program: Program, instruction: Instruction) -> None:
-    data, tile = instruction["data"], instruction["operand1"]
-    if data.buffer is MemoryRegion.psum and tile.buffer is MemoryRegion.psum:
-        program.report(
-            instruction,
-            "psum-inputs",
-            "data and operand1 cannot both be in PSUM",
-            "Copy one of them to SBUF with nisa.tensor_copy",
-            operand="operand1",
-            limit="one of them in SBUF",
-            value="both in PSUM",
         )
 
 
@@ -197,7 +174,7 @@ SPECS = (
         lower=_tensor_tensor,
         cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
         source="nki_facts.md §2.6",
-        extra_check=_check_tensor_tensor,
+        extra_check=_not_both_in_psum("data1", "data2"),
         operators={"op": ALU},
     ),
     InstructionSpec(
@@ -231,10 +208,10 @@ SPECS = (
             "operand1": Operand("read"),
         },
         engines=("vector",),
-        lower=_scalar_tensor_tensor,
+        lower=_tensor_scalar,
         cost="max(64, 2N)",
         source="nki_facts.md §2.6",
-        extra_check=_check_scalar_tensor_tensor,
+        extra_check=_not_both_in_psum("data", "operand1"),
         operators={"op0": ALU, "op1": ALU},
     ),
     InstructionSpec(
