@@ -15,7 +15,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import kernels
-from model.records import Device
 
 
 class ConfigurationError(Exception):
@@ -127,7 +126,8 @@ class Config(Section):
     model: Name
     models: dict[Name, ModelSource]
     configurations: Annotated[list[Name], Field(min_length=1)]
-    device: Device = "simulator"
+    device: Literal["simulator"] = "simulator"
+    """`neuron` is refused until a stage runs there: no other clock may pass for it."""
     target: Literal["trn2", "trn3"] = "trn2"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     buckets: Buckets

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.configuration import ConfigurationError, KernelConfiguration
+from model.configuration import (
+    Config,
+    ConfigurationError,
+    KernelConfiguration,
+    parse_config,
+)
 from model.ops import build_ops, kernel_entries, relative_error
 
 
@@ -72,3 +77,9 @@ def test_relative_error_is_of_the_largest_value() -> None:
     assert relative_error(torch.zeros(3), expected) == float("inf")
     assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_no_cpu_time_can_pass_for_a_devices(config: Config) -> None:
+    value = {**config.model_dump(), "device": "neuron"}
+    with pytest.raises(ConfigurationError, match=r"device: Input should be 'simulator'"):
+        parse_config(value)
