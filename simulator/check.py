@@ -1,23 +1,71 @@
-"""Checks of a whole Program: reads of what was never written, outputs, on-chip capacity."""
+"""Checks of a whole Program: what only shows once all instructions are known."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator import lnc
+from simulator.context import VERSIONS
 from simulator.errors import Violation
+from simulator.lifetimes import Lifetime, in_region, peak, peak_bytes_per_partition
 from simulator.tensor import MemoryRegion, NkiTensor, Storage
 
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
+__all__ = ["check_program", "peak_bytes_per_partition"]
+
+INSTRUCTION_LIMIT = 5_000_000
+"""Of the compiler: NCC_EVRF007, NCC_EBVF030 (nki_facts.md §7.2)."""
+
 
 def check_program(program: Program) -> None:
     """Note every violation that only shows in the Program as a whole."""
+    _check_versions(program)
+    _check_size(program)
     _check_initialised(program)
+    _check_addresses(program)
     _check_capacity(program)
+    if program.lnc == 2:
+        lnc.check_races(program)
+
+
+def _note(
+    program: Program, storage: Storage, rule: str, message: str, mend: str, **kw: str
+) -> None:
+    program.violations.append(Violation(rule, message, mend, storage.file, storage.line, **kw))
+
+
+def _check_versions(program: Program) -> None:
+    if program.versions:
+        return
+    features = sorted(program.features.values(), key=lambda feature: feature.since)
+    last, first = features[-1], min(features, key=lambda feature: feature.until)
+    program.violations.append(
+        Violation(
+            "version",
+            f"{first.name} exists until nki {first.until}, {last.name} from {last.since} on",
+            "Use what one version has; 0.3 to 0.7 are known",
+            last.file,
+            last.line,
+            limit=f"one of {', '.join(VERSIONS)}",
+            value="none",
+        )
+    )
+
+
+def _check_size(program: Program) -> None:
+    if len(program.instructions) > INSTRUCTION_LIMIT:
+        program.report(
+            program.instructions[INSTRUCTION_LIMIT],
+            "instruction-limit",
+            "the kernel unrolls to more instructions than the compiler takes",
+            "Use larger tiles or a dynamic loop: static loops are unrolled",
+            limit=str(INSTRUCTION_LIMIT),
+            value=str(len(program.instructions)),
+        )
 
 
 # --- what was written before it is read ---------------------------------------------------
@@ -26,44 +74,73 @@ def check_program(program: Program) -> None:
 class _Written:
     """Which elements of a storage have been written."""
 
+    __slots__ = ("_known", "_mask", "_pending", "any", "full", "storage")
+
     def __init__(self, storage: Storage) -> None:
-        self.full = storage.role == "argument"
+        self.full = storage.role in ("argument", "constant")
+        self.any = self.full
         self.storage = storage
-        self.mask = None if self.full else np.zeros(storage.size, np.bool_)
+        self._known: set[Any] = set()
+        self._pending: list[NkiTensor] = []
+        self._mask: Any = None
+
+    @staticmethod
+    def _key(tensor: NkiTensor) -> Any:
+        return tensor.offset, tensor.shape, tensor.strides, tensor.dtype.itemsize
 
     def _view(self, tensor: NkiTensor) -> Any:
-        assert self.mask is not None
         if tensor.dtype.itemsize != self.storage.dtype.itemsize:  # reinterpreted: whole span
             ratio = tensor.dtype.itemsize / self.storage.dtype.itemsize
             span = 1 + sum(s * (n - 1) for s, n in zip(tensor.strides, tensor.shape, strict=True))
             first = int(tensor.offset * ratio)
-            return self.mask[first : first + max(1, int(span * ratio))]
-        return np.ndarray(tensor.shape, np.bool_, self.mask, tensor.offset, tensor.strides)
+            return self._mask[first : first + max(1, int(span * ratio))]
+        return np.ndarray(tensor.shape, np.bool_, self._mask, tensor.offset, tensor.strides)
 
     def write(self, tensor: NkiTensor) -> None:
+        """The view is written; a view whose address is dynamic may be anywhere."""
         if self.full:
             return
-        if tensor.size == self.storage.size and tensor.is_contiguous():
+        self.any = True
+        whole = tensor.size * tensor.dtype.itemsize == self.storage.bytes
+        if tensor.dynamic is not None or (whole and tensor.is_contiguous()):
             self.full = True
-            self.mask = None
-        else:
-            self._view(tensor)[...] = True
+            return
+        key = self._key(tensor)
+        if key not in self._known:
+            self._known.add(key)
+            self._pending.append(tensor)
 
     def missing(self, tensor: NkiTensor) -> int:
         """How many elements of the view were never written."""
         if self.full:
             return 0
+        if tensor.dynamic is not None:
+            return 0 if self.any else tensor.size
+        key = self._key(tensor)
+        if key in self._known:
+            return 0
+        if self._mask is None:
+            self._mask = np.zeros(self.storage.size, np.bool_)
+        for written in self._pending:
+            self._view(written)[...] = True
+        self._pending.clear()
         view = self._view(tensor)
-        return int(view.size - np.count_nonzero(view))
+        count = int(view.size - np.count_nonzero(view))
+        if count == 0:
+            self._known.add(key)
+        return count
 
 
 def _check_initialised(program: Program) -> None:
     written = [_Written(storage) for storage in program.storages]
-    accumulating: set[str] = set()
+    accumulating: set[tuple[str, int]] = set()
     reported: set[tuple[int, int]] = set()
     for instruction in program.instructions:
         for operand, tensor in instruction.reads():
-            missing = written[tensor.storage.index].missing(tensor)
+            state = written[tensor.storage.index]
+            if state.full:
+                continue
+            missing = state.missing(tensor)
             key = (tensor.storage.index, instruction.line)
             if missing and key not in reported:
                 reported.add(key)
@@ -77,36 +154,36 @@ def _check_initialised(program: Program) -> None:
                     limit="0 unwritten elements",
                     value=str(missing),
                 )
-        _check_accumulators(program, instruction, accumulating)
+        if instruction.spec.accumulates is not None:
+            _check_accumulators(program, instruction, accumulating)
         for _, tensor in instruction.writes():
             written[tensor.storage.index].write(tensor)
     for result in program.results:
         missing = written[result.storage.index].missing(result)
         if missing:
-            program.violations.append(
-                Violation(
-                    "output-not-written",
-                    f"{missing} of {result.size} elements of output `{result.name}` are never "
-                    "written",
-                    "Store every element before returning it",
-                    result.storage.file,
-                    result.storage.line,
-                    limit="0 unwritten elements",
-                    value=str(missing),
-                )
+            _note(
+                program,
+                result.storage,
+                "output-not-written",
+                f"{missing} of {result.size} elements of output `{result.name}` are never written",
+                "Store every element before returning it",
+                limit="0 unwritten elements",
+                value=str(missing),
             )
 
 
-def _check_accumulators(program: Program, instruction: Instruction, started: set[str]) -> None:
+def _check_accumulators(
+    program: Program, instruction: Instruction, started: set[tuple[str, int]]
+) -> None:
     """The accumulators hold garbage until a reset (nki_facts.md §2.9)."""
     engine = instruction.spec.accumulates
-    if engine is None:
-        return
-    parameters = instruction.spec.parameters
-    command = instruction["reduce_cmd"].name if "reduce_cmd" in parameters else "reset_reduce"
-    if command in ("reset", "reset_reduce"):
-        started.add(engine)
-    elif (command == "reduce" or instruction["reduce_res"] is not None) and engine not in started:
+    assert engine is not None
+    key = (engine, instruction.core)
+    command = instruction.get("reduce_cmd")
+    command = "reset_reduce" if command is None else command.name
+    if command in ("reset", "reset_reduce", "load_reduce"):
+        started.add(key)
+    elif (command == "reduce" or instruction["reduce_res"] is not None) and key not in started:
         program.report(
             instruction,
             "accumulator-reset",
@@ -118,53 +195,7 @@ def _check_accumulators(program: Program, instruction: Instruction, started: set
         )
 
 
-# --- on-chip memory by lifetime -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lifetime:
-    """First and last instruction that touch a storage."""
-
-    storage: Storage
-    first: int
-    last: int
-
-
-def lifetimes(program: Program, buffer: MemoryRegion) -> list[Lifetime]:
-    """The lifetimes of a region's storages, in order of first use."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for position, instruction in enumerate(program.instructions):
-        for _, tensor in (*instruction.reads(), *instruction.writes()):
-            if tensor.buffer is buffer:
-                first.setdefault(tensor.storage.index, position)
-                last[tensor.storage.index] = position
-    return [Lifetime(program.storages[i], first[i], last[i]) for i in first]
-
-
-def peak_bytes_per_partition(program: Program, buffer: MemoryRegion) -> tuple[int, Storage | None]:
-    """The most bytes per partition that live at once, and the storage that brings them there."""
-    live: list[Lifetime] = []
-    current = peak = 0
-    at: Storage | None = None
-    for lifetime in lifetimes(program, buffer):
-        for ended in [other for other in live if other.last < lifetime.first]:
-            live.remove(ended)
-            current -= footprint(program, ended.storage)
-        live.append(lifetime)
-        current += footprint(program, lifetime.storage)
-        if current > peak:
-            peak, at = current, lifetime.storage
-    return peak, at
-
-
-def footprint(program: Program, storage: Storage) -> int:
-    """Bytes per partition that a storage takes: whole banks in PSUM."""
-    size = storage.bytes_per_partition
-    if storage.buffer is MemoryRegion.psum:
-        bank = program.target.psum_bank_bytes
-        return -(-size // bank) * bank
-    return size
+# --- on-chip memory -----------------------------------------------------------------------
 
 
 def _check_capacity(program: Program) -> None:
@@ -173,17 +204,61 @@ def _check_capacity(program: Program) -> None:
         MemoryRegion.psum: program.target.psum_bytes_per_partition,
     }
     for buffer, limit in limits.items():
-        peak, at = peak_bytes_per_partition(program, buffer)
-        if peak > limit and at is not None:
-            program.violations.append(
-                Violation(
+        for core in range(program.lnc):
+            most, at = peak(program, in_region(program, buffer, core))
+            if most > limit and at is not None:
+                _note(
+                    program,
+                    at,
                     f"{buffer.value}-capacity",
-                    f"tensors alive together when `{at.name}` is first used take {peak} bytes per "
+                    f"tensors alive together when `{at.name}` is first used take {most} bytes per "
                     f"partition of {buffer.value.upper()} on {program.target.name}",
                     "Use smaller tiles, fewer buffers, or end lifetimes earlier",
-                    at.file,
-                    at.line,
                     limit=f"{limit} bytes per partition",
-                    value=f"{peak} bytes per partition",
+                    value=f"{most} bytes per partition",
                 )
-            )
+                break
+
+
+def _check_addresses(program: Program) -> None:
+    """Tensors whose addresses the kernel chose must not overlap while both live."""
+    for buffer in (MemoryRegion.sbuf, MemoryRegion.psum):
+        placed = [life for life in in_region(program, buffer) if life.storage.address is not None]
+        live: list[Lifetime] = []
+        for lifetime in placed:
+            live = [other for other in live if other.last >= lifetime.first]
+            for other in live:
+                if _overlap(other.storage, lifetime.storage) and other.last > lifetime.first:
+                    _note(
+                        program,
+                        lifetime.storage,
+                        "address-overlap",
+                        f"`{lifetime.storage.name}` lies over `{other.storage.name}`, "
+                        "which is still in use",
+                        "Choose addresses that do not overlap, or leave address out",
+                        limit=f"outside {_range(other.storage)}",
+                        value=_range(lifetime.storage),
+                    )
+                    break
+            live.append(lifetime)
+
+
+def _overlap(a: Storage, b: Storage) -> bool:
+    assert a.address is not None
+    assert b.address is not None
+    return (
+        a.core == b.core
+        and a.address[0] < b.address[0] + b.shape[0]
+        and b.address[0] < a.address[0] + a.shape[0]
+        and a.address[1] < b.address[1] + b.bytes_per_partition
+        and b.address[1] < a.address[1] + a.bytes_per_partition
+    )
+
+
+def _range(storage: Storage) -> str:
+    assert storage.address is not None
+    partition, start = storage.address
+    return (
+        f"partitions {partition}-{partition + storage.shape[0] - 1}, "
+        f"bytes {start}-{start + storage.bytes_per_partition - 1}"
+    )

@@ -18,18 +18,26 @@ Kind = Literal["float", "int", "uint", "bool"]
 class DType(str):
     """A dtype by name, with its size and its NumPy dtype."""
 
-    __slots__ = ("itemsize", "kind", "numpy")
+    __slots__ = ("element", "itemsize", "kind", "numpy")
     itemsize: int
     kind: Kind
     numpy: np.dtype[Any]
+    element: np.dtype[Any] | None
+    """Of the packed dtypes: what each of the 4 elements in a container is."""
 
-    def __new__(cls, name: str, kind: Kind, numpy_type: Any) -> DType:
+    def __new__(cls, name: str, kind: Kind, numpy_type: Any, element: Any = None) -> DType:
         """Make the dtype `name`, represented by `numpy_type`."""
         self = super().__new__(cls, name)
         self.kind = kind
         self.numpy = np.dtype(numpy_type)
         self.itemsize = self.numpy.itemsize
+        self.element = None if element is None else np.dtype(element)
         return self
+
+    @property
+    def packed(self) -> bool:
+        """Whether a container holds 4 elements."""
+        return self.element is not None
 
     def __repr__(self) -> str:
         return f"nl.{self!s}"
@@ -53,17 +61,24 @@ bfloat16 = DType("bfloat16", "float", ml_dtypes.bfloat16)
 float8_e4m3 = DType("float8_e4m3", "float", ml_dtypes.float8_e4m3)
 float8_e4m3fn = DType("float8_e4m3fn", "float", ml_dtypes.float8_e4m3fn)
 float8_e5m2 = DType("float8_e5m2", "float", ml_dtypes.float8_e5m2)
+float8_e8m0fnu = DType("float8_e8m0fnu", "float", ml_dtypes.float8_e8m0fnu)
+# A dtype of its own although NumPy holds it as float32: writes round to 10 bits of mantissa.
+tfloat32 = DType("tfloat32", "float", np.float32)
+float8_e4m3fn_x4 = DType("float8_e4m3fn_x4", "uint", np.uint32, ml_dtypes.float8_e4m3fn)
+float8_e5m2_x4 = DType("float8_e5m2_x4", "uint", np.uint32, ml_dtypes.float8_e5m2)
+float4_e2m1fn_x4 = DType("float4_e2m1fn_x4", "uint", np.uint16, ml_dtypes.float4_e2m1fn)
 
 DTYPES: dict[str, DType] = {
     str(d): d
     for d in (
         bool_, int8, int16, int32, uint8, uint16, uint32, float16, float32, bfloat16,
-        float8_e4m3, float8_e4m3fn, float8_e5m2,
+        float8_e4m3, float8_e4m3fn, float8_e5m2, float8_e8m0fnu, tfloat32,
+        float8_e4m3fn_x4, float8_e5m2_x4, float4_e2m1fn_x4,
     )
 }  # fmt: skip
 
 _BY_NUMPY: dict[np.dtype[Any], DType] = {
-    **{d.numpy: d for d in DTYPES.values() if d is not bool_},
+    **{d.numpy: d for d in DTYPES.values() if d not in (bool_, tfloat32) and not d.packed},
     np.dtype(np.bool_): bool_,
 }
 

@@ -16,6 +16,13 @@ from simulator.dtypes import DType, float32
 Array = np.ndarray[Any, Any]
 
 
+def physical(dtype: DType, is_precise: bool = True) -> np.dtype[Any]:
+    """The NumPy dtype that holds an `nl` dtype; fp32 for low precision if not precise."""
+    if is_precise or not dtype.is_float or dtype.itemsize == 4 or dtype.packed:
+        return dtype.numpy
+    return float32.numpy
+
+
 def as_float32(array: Array) -> Array:
     """The values as fp32; the array itself if it is fp32 already."""
     return array if array.dtype == np.float32 else array.astype(np.float32)

@@ -116,8 +116,8 @@ OPERATORS: dict[str, Operator] = {
     )
 }  # fmt: skip
 
-ALU = {o for o in OPERATORS.values() if o.binary is not None}
-REDUCTIONS = {o for o in OPERATORS.values() if o.reduction is not None}
-ACTIVATIONS = {
-    copy, square, sqrt, rsqrt, reciprocal, exp, log, tanh, sigmoid, silu, relu, abs,
-}  # fmt: skip
+ALU = frozenset(o for o in OPERATORS.values() if o.binary is not None)
+REDUCTIONS = frozenset(o for o in OPERATORS.values() if o.reduction is not None)
+ACTIVATIONS = frozenset(
+    {copy, square, sqrt, rsqrt, reciprocal, exp, log, tanh, sigmoid, silu, relu, abs}
+)

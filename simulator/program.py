@@ -7,19 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from simulator.context import VERSIONS
 from simulator.errors import NkiValidationError, Violation, kernel_location, refuse
+from simulator.psum import PsumState
+from simulator.registers import REGISTERS, VirtualRegister
 from simulator.targets import Target
 from simulator.tensor import MemoryRegion, NkiTensor, Storage, row_major
 
 if TYPE_CHECKING:
     from simulator.dtypes import DType
+    from simulator.execute import Eager
     from simulator.instructions.table import InstructionSpec
 
 
 class Instruction:
     """One instruction: `operands` follow `spec.parameters`."""
 
-    __slots__ = ("engine", "file", "line", "operands", "spec")
+    __slots__ = ("after", "core", "engine", "file", "line", "operands", "peer", "spec")
 
     def __init__(
         self, spec: InstructionSpec, operands: tuple[Any, ...], engine: str, file: str, line: int
@@ -29,21 +33,50 @@ class Instruction:
         self.engine = engine
         self.file = file
         self.line = line
+        self.core = 0
+        self.peer: Instruction | None = None
+        """The other core's instruction that this one meets (sendrecv, core_barrier, loops)."""
+        self.after: tuple[Instruction, ...] = ()
+        """Instructions it was told to wait for."""
 
     def __getitem__(self, parameter: str) -> Any:
-        return self.operands[self.spec.parameters.index(parameter)]
+        return self.operands[self.spec.index[parameter]]
+
+    def get(self, parameter: str, default: Any = None) -> Any:
+        """The operand, or `default` if the instruction has no such parameter."""
+        position = self.spec.index.get(parameter)
+        return default if position is None else self.operands[position]
+
+    def set(self, parameter: str, value: Any) -> None:
+        """Replace an operand while the instruction is being emitted."""
+        at = self.spec.index[parameter]
+        self.operands = (*self.operands[:at], value, *self.operands[at + 1 :])
+
+    def depends_on(self, *producers: Instruction) -> None:
+        """Wait for `producers`, as `NkiInstruction.depends_on` of the SDK (0.6)."""
+        self.after = (*self.after, *producers)
 
     def reads(self) -> list[tuple[str, NkiTensor]]:
-        """The tensors it reads, by operand name."""
-        return self._tensors(self.spec.reads)
+        """The tensors it reads, by operand name; index tiles of dynamic views included."""
+        found = self._tensors(self.spec.reads)
+        for name, tensor in (*found, *self._tensors(self.spec.writes)):
+            if tensor.dynamic is not None:
+                found = [*found, *((name, index) for index in tensor.dynamic.tensors())]
+        return found
 
     def writes(self) -> list[tuple[str, NkiTensor]]:
         """The tensors it writes, by operand name."""
         return self._tensors(self.spec.writes)
 
     def _tensors(self, names: tuple[str, ...]) -> list[tuple[str, NkiTensor]]:
-        found = ((name, self[name]) for name in names)
-        return [(name, value) for name, value in found if isinstance(value, NkiTensor)]
+        found: list[tuple[str, NkiTensor]] = []
+        for name in names:
+            value = self.operands[self.spec.index[name]]
+            if isinstance(value, NkiTensor):
+                found.append((name, value))
+            elif isinstance(value, tuple | list):
+                found += [(name, item) for item in value if isinstance(item, NkiTensor)]
+        return found
 
     def __str__(self) -> str:
         shown = [
@@ -51,22 +84,59 @@ class Instruction:
             for name, value in zip(self.spec.parameters, self.operands, strict=True)
             if value is not None and name not in ("engine", "name")
         ]
-        return f"{self.engine}.{self.spec.name}({', '.join(shown)})"
+        core = "core1:" if self.core else ""
+        return f"{core}{self.engine}.{self.spec.name}({', '.join(shown)})"
 
 
 def _text(value: Any) -> str:
     if isinstance(value, NkiTensor):
         pattern = " ".join(f"{s}x{n}" for s, n in value.get_pattern())
-        return f"%{value.storage.index}:{value.dtype}@{value.offset}[{pattern}]"
+        text = f"%{value.storage.index}:{value.dtype}@{value.offset}[{pattern}]"
+        return text if value.dynamic is None else text + _dynamic_text(value)
+    if isinstance(value, VirtualRegister):
+        return f"r{value.index}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(_text, value)) + ")"
     return repr(value)
+
+
+def _dynamic_text(tensor: NkiTensor) -> str:
+    dynamic = tensor.dynamic
+    assert dynamic is not None
+    text = "".join(f"+{s.step}*{_text(s.index)}" for s in dynamic.scalars)
+    if dynamic.rows is not None:
+        text += f"+{dynamic.row_stride}*rows {_text(dynamic.rows)}"
+    return text if dynamic.elements is None else text + f"+elements {_text(dynamic.elements)}"
+
+
+@dataclass
+class Feature:
+    """Something the kernel uses that only some `nki` versions have."""
+
+    name: str
+    since: str
+    until: str
+    file: str
+    line: int
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions that have it."""
+        return VERSIONS[VERSIONS.index(self.since) : VERSIONS.index(self.until) + 1]
 
 
 @dataclass
 class Program:
-    """The flat instruction list, its storages, and what goes in and out."""
+    """The flat instruction list, its storages, and what goes in and out.
+
+    A launch on two cores (LNC2) is one list too: the cores' instructions, each with its
+    `core`, in an order that respects every barrier.
+    """
 
     name: str
     target: Target
+    lnc: int = 1
+    """Physical cores that run it together: 1 or 2."""
     storages: list[Storage] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     arguments: dict[str, NkiTensor] = field(default_factory=dict)
@@ -75,7 +145,27 @@ class Program:
     """Compile-time arguments by name."""
     results: tuple[NkiTensor, ...] = ()
     returns_tuple: bool = False
+    registers: int = 0
+    """Registers used, of both cores."""
+    features: dict[str, Feature] = field(default_factory=dict)
+    """What only some `nki` versions have."""
     violations: list[Violation] = field(default_factory=list)
+    warnings: list[Violation] = field(default_factory=list)
+    """What runs, but is not what it seems or not what hardware does well."""
+    core: int = 0
+    """The core whose instructions are being traced."""
+    eager: Eager | None = None
+    """Executes each instruction as it is emitted."""
+    loops: list[int] = field(default_factory=list)
+    """The open dynamic loops, by the index of their register."""
+    no_reorder: bool = False
+    """Inside `nl.no_reorder()`."""
+    written: set[str] | None = None
+    """Names of the arguments it writes, once known."""
+    psum: PsumState = field(default_factory=PsumState)
+    _shared: list[list[NkiTensor]] = field(default_factory=lambda: [[], []])
+    _registers: list[int] = field(default_factory=lambda: [0, 0])
+    _loop_count: int = 0
 
     # --- building ---------------------------------------------------------------------
 
@@ -86,14 +176,77 @@ class Program:
         buffer: MemoryRegion,
         name: str = "",
         role: str = "temporary",
+        data: Any = None,
+        address: tuple[int, int] | None = None,
     ) -> NkiTensor:
-        """Add a storage; returns the tensor that covers it."""
-        index = len(self.storages)
-        storage = Storage(index, name or f"t{index}", shape, dtype, buffer, role)
-        self.storages.append(storage)
-        return NkiTensor(storage, shape, row_major(shape))
+        """Add a storage; returns the tensor that covers it.
 
-    def emit(self, spec: InstructionSpec, operands: tuple[Any, ...]) -> None:
+        On the second core of an LNC2 launch, shared HBM is what the first core allocated.
+        """
+        shared = buffer is MemoryRegion.shared_hbm and role != "argument" and self.lnc == 2
+        if shared and self.core == 1:
+            return self._shared_again(shape, dtype, name)
+        index = len(self.storages)
+        core = None if buffer is MemoryRegion.shared_hbm else self.core
+        storage = Storage(index, name or f"t{index}", shape, dtype, buffer, role, core, address)
+        storage.data = data
+        storage.scope = self.loops[-1] if self.loops else None
+        self.storages.append(storage)
+        tensor = NkiTensor(storage, shape, row_major(shape))
+        if shared:
+            self._shared[0].append(tensor)
+        if self.eager is not None:
+            self.eager.allocate(storage)
+        return tensor
+
+    def _shared_again(self, shape: tuple[int, ...], dtype: DType, name: str) -> NkiTensor:
+        position = len(self._shared[1])
+        first = self._shared[0][position] if position < len(self._shared[0]) else None
+        if first is None or first.shape != shape or first.dtype is not dtype:
+            raise refuse(
+                "lnc-divergence",
+                f"core 1 allocates shared_hbm tensor {name or position}, core 0 does not",
+                "Allocate the same shared tensors in the same order on both cores",
+                limit=repr(first) if first is not None else "none",
+                value=f"{dtype}{list(shape)}",
+            )
+        self._shared[1].append(first)
+        return first
+
+    def register(self, frozen: bool = False) -> VirtualRegister:
+        """A new register of the core being traced."""
+        register = VirtualRegister(self, self.registers, frozen)
+        self.registers += 1
+        self._registers[self.core] += 1
+        if self._registers[self.core] == REGISTERS + 1:
+            self.violations.append(
+                _violation(
+                    "register-limit",
+                    "the kernel needs more registers than an engine's sequencer has",
+                    "Reuse registers with nisa.register_move",
+                    limit=str(REGISTERS),
+                    value=f"more than {REGISTERS}",
+                )
+            )
+        if self.eager is not None:
+            self.eager.add_register(register)
+        return register
+
+    def eager_register(self, register: VirtualRegister) -> int | None:
+        """A register's present value in eager mode, else None."""
+        return None if self.eager is None else self.eager.value_of(register)
+
+    def while_register(self, register: VirtualRegister) -> bool:
+        """`while register:`, see `control.while_statement`."""
+        from simulator.control import while_statement
+
+        return while_statement(self, register)
+
+    def use_feature(self, name: str, since: str, until: str) -> None:
+        """Note a feature at the kernel's current line."""
+        self.features[name] = Feature(name, since, until, *kernel_location())
+
+    def emit(self, spec: InstructionSpec, operands: tuple[Any, ...]) -> Instruction:
         """Append an instruction; what its checks find is kept until the kernel's end.
 
         Raises:
@@ -101,38 +254,28 @@ class Program:
                 nothing further can be said.
         """
         file, line = kernel_location()
-        instruction = Instruction(spec, operands, "", file, line)
-        for name in (*spec.writes, *spec.reads):
-            value = instruction[name]
-            if not isinstance(value, NkiTensor) and name in spec.tensors:
-                raise refuse(
-                    "operand",
-                    f"must be a tensor, got {type(value).__name__}",
-                    "Allocate one with nl.ndarray",
-                    instruction=spec.name,
-                    operand=name,
-                    limit="NkiTensor",
-                    value=type(value).__name__,
-                )
-        instruction.engine = spec.engine(self, instruction)
-        spec.check(self, instruction)
+        instruction = Instruction(spec, operands, spec.engines[0], file, line)
+        instruction.core = self.core
+        found = len(self.violations)
+        spec.prepare(self, instruction)
         self.instructions.append(instruction)
+        if self.eager is not None:
+            if len(self.violations) > found:
+                self.raise_violations()
+            self.eager.execute(instruction)
+        return instruction
 
     def report(
         self, instruction: Instruction, rule: str, message: str, mend: str, **details: str
     ) -> None:
         """Note a violation of `instruction`."""
-        self.violations.append(
-            Violation(
-                rule,
-                message,
-                mend,
-                instruction.file,
-                instruction.line,
-                instruction.spec.name,
-                **details,
-            )
-        )
+        self.violations.append(_at(instruction, rule, message, mend, details))
+
+    def warn(
+        self, instruction: Instruction, rule: str, message: str, mend: str, **details: str
+    ) -> None:
+        """Note a warning about `instruction`."""
+        self.warnings.append(_at(instruction, rule, message, mend, details))
 
     def raise_violations(self) -> None:
         """Raise everything noted so far, if anything."""
@@ -141,8 +284,17 @@ class Program:
 
     # --- reading ----------------------------------------------------------------------
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The `nki` versions that have everything the kernel uses."""
+        return tuple(
+            version
+            for version in VERSIONS
+            if all(version in feature.versions for feature in self.features.values())
+        )
+
     def __str__(self) -> str:
-        lines = [f"program {self.name} target={self.target.name}"]
+        lines = [f"program {self.name} target={self.target.name} lnc={self.lnc}"]
         lines += [f"  parameter {name} = {value!r}" for name, value in self.parameters.items()]
         for storage in self.storages:
             dims = ",".join(map(str, storage.shape))
@@ -182,3 +334,22 @@ class Program:
     def macs(self) -> int:
         """Multiply-accumulates on the Tensor engine."""
         return sum(i.spec.macs(i) for i in self.instructions if i.spec.macs is not None)
+
+
+def _violation(rule: str, message: str, mend: str, **details: str) -> Violation:
+    file, line = kernel_location()
+    return Violation(rule, message, mend, file, line, **details)
+
+
+def _at(
+    instruction: Instruction, rule: str, message: str, mend: str, details: dict[str, str]
+) -> Violation:
+    return Violation(
+        rule,
+        message,
+        mend,
+        instruction.file,
+        instruction.line,
+        instruction.spec.name,
+        **details,
+    )

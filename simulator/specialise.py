@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from simulator import lnc as cores
 from simulator.check import check_program
+from simulator.context import CURRENT, current_program
 from simulator.dtypes import DType
-from simulator.errors import NkiValidationError, Violation, refuse
+from simulator.errors import NkiValidationError, Violation
+from simulator.execute import Eager
 from simulator.program import Program
 from simulator.targets import Target
 from simulator.tensor import MemoryRegion, NkiTensor
 
-_CURRENT: ContextVar[Program | None] = ContextVar("program", default=None)
+__all__ = ["TensorSpec", "current_program", "run_eagerly", "specialise"]
 
 
 @dataclass(frozen=True)
@@ -30,56 +34,136 @@ class TensorSpec:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-def current_program() -> Program:
-    """The Program being built.
-
-    Raises:
-        NkiValidationError: no kernel is being specialised.
-    """
-    program = _CURRENT.get()
-    if program is None:
-        raise refuse(
-            "outside-kernel",
-            "nki functions work only inside a kernel",
-            "Call them from a function decorated with @nki.jit",
-        )
-    return program
-
-
-def specialise(function: Callable[..., Any], arguments: dict[str, Any], target: Target) -> Program:
+def specialise(
+    function: Callable[..., Any], arguments: dict[str, Any], target: Target, lnc: int = 1
+) -> Program:
     """Trace `function` with tensors in place of every `TensorSpec` and check the result.
 
     Args:
         function: the kernel's Python function.
         arguments: name -> TensorSpec or compile-time value, in signature order.
         target: whose limits hold.
+        lnc: cores of the launch; the kernel is traced once for each.
 
     Raises:
         NkiValidationError: with every violation that was found.
     """
-    program = Program(function.__name__, target)
-    values: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, TensorSpec):
-            program.arguments[name] = values[name] = program.allocate(
-                value.shape, value.dtype, MemoryRegion.shared_hbm, name, "argument"
-            )
-        else:
-            program.parameters[name] = values[name] = value
-    token = _CURRENT.set(program)
-    try:
-        returned = function(**values)
-    except NkiValidationError as error:
-        raise NkiValidationError([*program.violations, *error.violations]) from None
-    except AssertionError as error:
-        raise NkiValidationError([*program.violations, _assertion(error, function)]) from None
-    finally:
-        _CURRENT.reset(token)
-    _take_results(program, function, returned)
+    program = Program(function.__name__, target, lnc)
+    values = _arguments(program, arguments)
+    streams = []
+    for core in range(lnc):
+        program.core, program.instructions = core, []
+        _trace(program, function, values)
+        streams.append(program.instructions)
     program.raise_violations()  # shapes are wrong: what follows would only repeat it
+    program.instructions = streams[0] if lnc == 1 else cores.merge(*streams)
     check_program(program)
     program.raise_violations()
     return program
+
+
+def run_eagerly(
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    data: Mapping[str, np.ndarray[Any, Any]],
+    target: Target,
+) -> tuple[Program, list[np.ndarray[Any, Any]]]:
+    """Execute each instruction as it is traced, on one core; then check the Program.
+
+    Args:
+        function: the kernel's Python function.
+        arguments: as for `specialise`.
+        data: contiguous arrays of the tensor arguments; may be written.
+        target: whose limits hold.
+
+    Returns:
+        The Program, with dynamic loops unrolled as they ran, and one array per result.
+
+    Raises:
+        NkiValidationError: at the first instruction that breaks a rule, or what the checks
+            of the whole Program found.
+    """
+    program = Program(function.__name__, target)
+    program.eager = eager = Eager(program, data)
+    values = _arguments(program, arguments)
+    eager.bind_arguments()
+    _trace(program, function, values)
+    program.raise_violations()
+    check_program(program)
+    program.raise_violations()
+    results = [eager.views[eager(result)] for result in program.results]
+    program.eager = None
+    return program, results
+
+
+def _arguments(program: Program, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The values the kernel's function is called with."""
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if _has_tensors(value):
+            values[name] = _nested(program, name, value)
+        else:
+            program.parameters[name] = values[name] = value
+    return values
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(_has_tensors(item) for item in value)
+    if isinstance(value, dict):
+        return any(_has_tensors(item) for item in value.values())
+    return isinstance(value, TensorSpec)
+
+
+def _nested(program: Program, name: str, value: Any) -> Any:
+    """Allocate the tensors in an argument: itself, or inside tuples and dictionaries."""
+    if isinstance(value, TensorSpec):
+        tensor = program.allocate(
+            value.shape, value.dtype, MemoryRegion.shared_hbm, name, "argument"
+        )
+        program.arguments[name] = tensor
+        return tensor
+    if isinstance(value, tuple):
+        items = [_nested(program, f"{name}.{i}", item) for i, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, dict):
+        return {key: _nested(program, f"{name}.{key}", item) for key, item in value.items()}
+    return value
+
+
+def _trace(program: Program, function: Callable[..., Any], values: dict[str, Any]) -> None:
+    """Run the kernel's Python on one core."""
+    token = CURRENT.set(program)
+    try:
+        returned = function(**values)
+    except NkiValidationError as error:
+        raise NkiValidationError(
+            list(dict.fromkeys([*program.violations, *error.violations]))
+        ) from None
+    except AssertionError as error:
+        raise NkiValidationError([*program.violations, _assertion(error, function)]) from None
+    finally:
+        CURRENT.reset(token)
+    if program.loops:
+        program.violations.append(
+            Violation(
+                "register-value",
+                "a register's truth value was used outside `while register:`",
+                "Only a while statement may test a register",
+                *_definition(function),
+            )
+        )
+    _take_results(program, function, returned)
+
+
+def _definition(function: Callable[..., Any]) -> tuple[str, int]:
+    """File and line of a kernel."""
+    try:
+        file = inspect.getsourcefile(function) or ""
+    except TypeError:
+        file = ""
+    code = getattr(function, "__code__", None)
+    return file, code.co_firstlineno if code is not None else 0
 
 
 def _assertion(error: AssertionError, function: Callable[..., Any]) -> Violation:
@@ -94,13 +178,21 @@ def _assertion(error: AssertionError, function: Callable[..., Any]) -> Violation
     )
 
 
-def _take_results(program: Program, function: Callable[..., Any], returned: Any) -> None:
-    program.returns_tuple = isinstance(returned, tuple | list)
-    results = tuple(returned) if program.returns_tuple else (returned,)
+def _flat(returned: Any) -> list[Any]:
+    """What a kernel returned, nested tuples and dictionaries flattened."""
     if returned is None:
-        results = ()
-    file = inspect.getsourcefile(function) or ""
-    line = function.__code__.co_firstlineno
+        return []
+    if isinstance(returned, tuple | list):
+        return [item for part in returned for item in _flat(part)]
+    if isinstance(returned, dict):
+        return [item for part in returned.values() for item in _flat(part)]
+    return [returned]
+
+
+def _take_results(program: Program, function: Callable[..., Any], returned: Any) -> None:
+    program.returns_tuple = isinstance(returned, tuple | list | dict)
+    results = _flat(returned)
+    file, line = _definition(function)
     for result in results:
         if not isinstance(result, NkiTensor):
             program.violations.append(
@@ -128,6 +220,10 @@ def _take_results(program: Program, function: Callable[..., Any], returned: Any)
             )
         elif result.storage.role == "temporary":
             result.storage.role = "output"
+    tensors = tuple(result for result in results if isinstance(result, NkiTensor))
+    if program.core == 1:
+        _check_same_results(program, tensors, file, line)
+        return
     written = {tensor.storage.role for i in program.instructions for _, tensor in i.writes()}
     if not results and "argument" not in written:
         program.violations.append(
@@ -141,4 +237,23 @@ def _take_results(program: Program, function: Callable[..., Any], returned: Any)
                 value="none",
             )
         )
-    program.results = tuple(result for result in results if isinstance(result, NkiTensor))
+    program.results = tensors
+
+
+def _check_same_results(
+    program: Program, tensors: tuple[NkiTensor, ...], file: str, line: int
+) -> None:
+    mine = [tensor.storage.index for tensor in tensors]
+    theirs = [tensor.storage.index for tensor in program.results]
+    if mine != theirs:
+        program.violations.append(
+            Violation(
+                "lnc-divergence",
+                "the cores return different tensors",
+                "Return the same shared_hbm tensors on both cores",
+                file,
+                line,
+                limit=str([tensor.name for tensor in program.results]),
+                value=str([tensor.name for tensor in tensors]),
+            )
+        )

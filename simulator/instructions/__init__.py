@@ -1,10 +1,6 @@
-"""The instruction table: what the checker, the executor and (later) the timing model read."""
+"""The instruction table: what checker, executor and (later) timing model read."""
 
-from simulator.instructions import elementwise, movement, scalar_engine
-from simulator.instructions.table import InstructionSpec
+from simulator.instructions import control, elementwise, movement, scalar_engine
+from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
-INSTRUCTIONS: dict[str, InstructionSpec] = {
-    spec.name: spec
-    for family in (movement.SPECS, elementwise.SPECS, scalar_engine.SPECS)
-    for spec in family
-}
+__all__ = ["INSTRUCTIONS", "InstructionSpec", "control", "elementwise", "movement", "scalar_engine"]

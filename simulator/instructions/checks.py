@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator import dtypes
 from simulator.operators import Operator
+from simulator.registers import VirtualRegister
 from simulator.targets import PARTITIONS
 from simulator.tensor import MemoryRegion, NkiTensor
 
@@ -19,19 +20,87 @@ if TYPE_CHECKING:
 
 def check_instruction(spec: InstructionSpec, program: Program, instruction: Instruction) -> None:
     """Report what is wrong with an instruction's operands."""
+    _check_generation(spec, program, instruction)
     for name, operand in spec.operands.items():
         value = instruction[name]
-        if isinstance(value, NkiTensor):
-            _check_buffer(program, instruction, name, operand, value)
-            if instruction.engine != "dma":
-                _check_partitions(program, instruction, name, value)
-            if operand.form == "column":
-                _check_column(program, instruction, name, operand, value)
+        if isinstance(value, tuple | list) and operand.many:
+            for item in value:
+                _check_tensor(program, instruction, name, operand, item)
+        elif isinstance(value, NkiTensor):
+            _check_tensor(program, instruction, name, operand, value)
         elif value is not None or not operand.optional:
             _check_number(program, instruction, name, value)
     for name, allowed in spec.operators.items():
         _check_operator(program, instruction, name, allowed)
     _check_agreement(spec, program, instruction)
+
+
+def _check_generation(spec: InstructionSpec, program: Program, instruction: Instruction) -> None:
+    if program.target.generation < spec.generation:
+        program.report(
+            instruction,
+            "gen4-only",
+            f"{spec.name} is only supported for NeuronCore-v{spec.generation} or newer",
+            "Use it for trn3 only (NEURON_PLATFORM_TARGET_OVERRIDE=trn3)",
+            limit=f"generation {spec.generation}",
+            value=program.target.name,
+        )
+
+
+def _check_tensor(
+    program: Program, instruction: Instruction, name: str, operand: Operand, tensor: Any
+) -> None:
+    if not isinstance(tensor, NkiTensor):
+        _check_number(program, instruction, name, tensor)
+        return
+    _check_buffer(program, instruction, name, operand, tensor)
+    if instruction.engine != "dma":
+        _check_partitions(program, instruction, name, tensor)
+        _check_pattern(program, instruction, name, tensor)
+    if operand.form == "column":
+        _check_column(program, instruction, name, operand, tensor)
+    if operand.dtypes is not None and tensor.dtype not in operand.dtypes:
+        names = ", ".join(sorted(operand.dtypes))
+        program.report(
+            instruction,
+            "dtype",
+            f"{instruction.spec.name} {name} dtype {tensor.dtype} not supported",
+            "Convert it first, e.g. with nisa.tensor_copy into a tile of that dtype",
+            operand=name,
+            limit=names,
+            value=str(tensor.dtype),
+        )
+
+
+FREE_DIMENSIONS = 4
+FREE_COUNT = 65535
+"""Free dimensions of an access pattern, and elements of each (nki_facts.md §3.2)."""
+
+
+def _check_pattern(
+    program: Program, instruction: Instruction, name: str, tensor: NkiTensor
+) -> None:
+    """At most 4 free dimensions once those that follow each other are merged."""
+    if not tensor.buffer.on_chip or (tensor.ndim <= 2 and tensor.shape[-1] <= FREE_COUNT):
+        return
+    merged: list[tuple[int, int]] = []
+    for count, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
+        if count == 1:
+            continue
+        if merged and merged[-1][1] == stride * count:
+            merged[-1] = (merged[-1][0] * count, stride)
+        else:
+            merged.append((count, stride))
+    if len(merged) > FREE_DIMENSIONS or any(count > FREE_COUNT for count, _ in merged):
+        program.report(
+            instruction,
+            "free-dimensions",
+            f"{name}'s access pattern is too large for one instruction",
+            "Split it over several instructions",
+            operand=name,
+            limit=f"{FREE_DIMENSIONS} free dimensions of at most {FREE_COUNT} elements",
+            value=str([count for count, _ in merged]),
+        )
 
 
 def _check_buffer(
@@ -70,8 +139,7 @@ def _check_partitions(
             limit=str(PARTITIONS),
             value=str(count),
         )
-    stride = tensor.strides[0]
-    start = tensor.offset // stride if stride > 0 else 0
+    start = tensor.start_partition
     starts = (0,) if count > 64 else (0, 64) if count > 32 else (0, 32, 64, 96)
     if start not in starts:
         program.report(
@@ -111,6 +179,8 @@ def _check_column(
 
 
 def _check_number(program: Program, instruction: Instruction, name: str, value: Any) -> None:
+    if isinstance(value, VirtualRegister) and instruction.spec.operands[name].number:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float):
         program.report(
             instruction,
@@ -124,7 +194,7 @@ def _check_number(program: Program, instruction: Instruction, name: str, value: 
 
 
 def _check_operator(
-    program: Program, instruction: Instruction, name: str, allowed: set[Operator]
+    program: Program, instruction: Instruction, name: str, allowed: frozenset[Operator]
 ) -> None:
     value = instruction[name]
     if value is None or value in allowed:

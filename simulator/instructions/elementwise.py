@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.instructions.table import Array, InstructionSpec, Operand, Run, Slots
+from simulator.enums import engine
+from simulator.instructions.table import Array, Operand, Run, Slots, instruction
 from simulator.numerics import as_float32, compute
 from simulator.operators import ALU, REDUCTIONS, Operator
+from simulator.registers import VirtualRegister
 from simulator.tensor import MemoryRegion, NkiTensor
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ def reader(value: Any, shape: Shape, slots: Slots) -> Any:
 
     A tile is given `shape`; a (P, 1) column is given (P, 1, …, 1).
     """
+    if isinstance(value, VirtualRegister):
+        register = slots.register(value)
+        return lambda views: views[register].astype(np.float32)
     if not isinstance(value, NkiTensor):
         number = np.float32(value)
         return lambda views: number
@@ -165,73 +170,116 @@ def _reciprocal(instruction: Instruction, slots: Slots) -> Run:
 
 COLUMN = Operand("read", "column", number=True, float32=True)
 
-SPECS = (
-    InstructionSpec(
-        name="tensor_tensor",
-        parameters=("dst", "data1", "data2", "op", "engine", "name"),
-        operands={"dst": Operand("write"), "data1": Operand("read"), "data2": Operand("read")},
-        engines=("vector", "gpsimd"),
-        lower=_tensor_tensor,
-        cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
-        source="nki_facts.md §2.6",
-        extra_check=_not_both_in_psum("data1", "data2"),
-        operators={"op": ALU},
-    ),
-    InstructionSpec(
-        name="tensor_scalar",
-        parameters=(
-            "dst", "data", "op0", "operand0", "reverse0", "op1", "operand1", "reverse1",
-            "engine", "name",
-        ),
-        operands={
-            "dst": Operand("write"),
-            "data": Operand("read"),
-            "operand0": COLUMN,
-            "operand1": Operand("read", "column", number=True, optional=True, float32=True),
-        },
-        engines=("vector", "scalar", "gpsimd"),
-        lower=_tensor_scalar,
-        cost="max(64, N)",
-        source="nki_facts.md §2.6",
-        extra_check=_check_tensor_scalar,
-        operators={"op0": ALU, "op1": ALU},
-    ),
-    InstructionSpec(
-        name="scalar_tensor_tensor",
-        parameters=(
-            "dst", "data", "op0", "operand0", "op1", "operand1", "reverse0", "reverse1", "name",
-        ),
-        operands={
-            "dst": Operand("write"),
-            "data": Operand("read"),
-            "operand0": COLUMN,
-            "operand1": Operand("read"),
-        },
-        engines=("vector",),
-        lower=_tensor_scalar,
-        cost="max(64, 2N)",
-        source="nki_facts.md §2.6",
-        extra_check=_not_both_in_psum("data", "operand1"),
-        operators={"op0": ALU, "op1": ALU},
-    ),
-    InstructionSpec(
-        name="tensor_reduce",
-        parameters=("dst", "op", "data", "axis", "negate", "keepdims", "name"),
-        operands={"dst": Operand("write", "free"), "data": Operand("read", "free")},
-        engines=("vector",),
-        lower=_tensor_reduce,
-        cost="max(64, N); N/2 if bf16 in and out and add or max",
-        source="nki_facts.md §2.6",
-        extra_check=_check_tensor_reduce,
-        operators={"op": REDUCTIONS},
-    ),
-    InstructionSpec(
-        name="reciprocal",
-        parameters=("dst", "data", "name"),
-        operands={"dst": Operand("write"), "data": Operand("read")},
-        engines=("vector",),
-        lower=_reciprocal,
-        cost="max(64, 8N)",
-        source="nki_facts.md §2.6",
-    ),
-)  # fmt: skip
+
+@instruction(
+    operands={"dst": Operand("write"), "data1": Operand("read"), "data2": Operand("read")},
+    engines=("vector", "gpsimd"),
+    lower=_tensor_tensor,
+    cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
+    source="nki_facts.md §2.6",
+    extra_check=_not_both_in_psum("data1", "data2"),
+    operators={"op": ALU},
+)
+def tensor_tensor(
+    dst: Any,
+    data1: Any,
+    data2: Any,
+    op: Any,
+    engine: engine = engine.unknown,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = data1 op data2."""
+    return dst, data1, data2, op, engine, name
+
+
+@instruction(
+    operands={
+        "dst": Operand("write"),
+        "data": Operand("read"),
+        "operand0": COLUMN,
+        "operand1": Operand("read", "column", number=True, optional=True, float32=True),
+    },
+    engines=("vector", "scalar", "gpsimd"),
+    lower=_tensor_scalar,
+    cost="max(64, N)",
+    source="nki_facts.md §2.6",
+    extra_check=_check_tensor_scalar,
+    operators={"op0": ALU, "op1": ALU},
+)
+def tensor_scalar(
+    dst: Any,
+    data: Any,
+    op0: Any,
+    operand0: Any,
+    reverse0: bool = False,
+    op1: Any = None,
+    operand1: Any = None,
+    reverse1: bool = False,
+    engine: engine = engine.unknown,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = (data op0 operand0) op1 operand1; operands are numbers or (P, 1) fp32 columns."""
+    return dst, data, op0, operand0, reverse0, op1, operand1, reverse1, engine, name
+
+
+@instruction(
+    operands={
+        "dst": Operand("write"),
+        "data": Operand("read"),
+        "operand0": COLUMN,
+        "operand1": Operand("read"),
+    },
+    engines=("vector",),
+    lower=_tensor_scalar,
+    cost="max(64, 2N)",
+    source="nki_facts.md §2.6",
+    extra_check=_not_both_in_psum("data", "operand1"),
+    operators={"op0": ALU, "op1": ALU},
+)
+def scalar_tensor_tensor(
+    dst: Any,
+    data: Any,
+    op0: Any,
+    operand0: Any,
+    op1: Any,
+    operand1: Any,
+    reverse0: bool = False,
+    reverse1: bool = False,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = (data op0 operand0) op1 operand1; operand0 a number or column, operand1 a tile."""
+    return dst, data, op0, operand0, op1, operand1, reverse0, reverse1, name
+
+
+@instruction(
+    operands={"dst": Operand("write", "free"), "data": Operand("read", "free")},
+    engines=("vector",),
+    lower=_tensor_reduce,
+    cost="max(64, N); N/2 if bf16 in and out and add or max",
+    source="nki_facts.md §2.6",
+    extra_check=_check_tensor_reduce,
+    operators={"op": REDUCTIONS},
+)
+def tensor_reduce(
+    dst: Any,
+    op: Any,
+    data: Any,
+    axis: Any,
+    negate: bool = False,
+    keepdims: bool = False,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """Reduce trailing free dimensions."""
+    return dst, op, data, axis, negate, keepdims, name
+
+
+@instruction(
+    operands={"dst": Operand("write"), "data": Operand("read")},
+    engines=("vector",),
+    lower=_reciprocal,
+    cost="max(64, 8N)",
+    source="nki_facts.md §2.6",
+)
+def reciprocal(dst: Any, data: Any, name: str | None = None) -> tuple[Any, ...]:
+    """dst = 1 / data."""
+    return dst, data, name

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.enums import dge_mode, engine, oob_mode
+from simulator.instructions.rows import gather, scatter
 from simulator.instructions.table import (
     HBM,
     ON_CHIP,
     SBUF,
     Arrays,
-    InstructionSpec,
     Operand,
     Run,
     Slots,
+    instruction,
 )
 from simulator.numerics import as_float32, store
 from simulator.tensor import NkiTensor
@@ -40,6 +42,22 @@ def _move(instruction: Instruction, slots: Slots) -> Run:
         write(views[to], as_float32(views[frm]).reshape(shape))
 
     return convert
+
+
+def _dma(instruction: Instruction, slots: Slots) -> Run:
+    """A plain copy, or one that gathers or scatters rows."""
+    dst, src = instruction["dst"], instruction["src"]
+    by_row = [t.dynamic is not None and t.dynamic.rows is not None for t in (dst, src)]
+    if not any(by_row):
+        return _move(instruction, slots)
+    read = gather(instruction, src, slots)
+    write = scatter(instruction, dst, slots)
+
+    def run(views: Arrays) -> None:
+        values, valid = read(views)
+        write(views, values, valid)
+
+    return run
 
 
 def _check_dma(program: Program, instruction: Instruction) -> None:
@@ -120,37 +138,59 @@ def _check_memset(program: Program, instruction: Instruction) -> None:
     )
 
 
-SPECS = (
-    InstructionSpec(
-        name="dma_copy",
-        parameters=("dst", "src", "priority", "oob_mode", "dge_mode", "engine", "name"),
-        operands={
-            "dst": Operand("write", "free", HBM | SBUF),
-            "src": Operand("read", "free", HBM | SBUF),
-        },
-        engines=("dma",),
-        lower=_move,
-        cost="DMA",
-        source="nki_facts.md §2.4, §3.4",
-        extra_check=_check_dma,
-    ),
-    InstructionSpec(
-        name="tensor_copy",
-        parameters=("dst", "src", "engine", "name"),
-        operands={"dst": Operand("write"), "src": Operand("read")},
-        engines=("vector", "scalar", "gpsimd"),
-        lower=_move,
-        cost="max(64, N)",
-        source="nki_facts.md §2.4",
-    ),
-    InstructionSpec(
-        name="memset",
-        parameters=("dst", "value", "engine", "name"),
-        operands={"dst": Operand("write", buffers=ON_CHIP)},
-        engines=("vector", "gpsimd"),
-        lower=_memset,
-        cost="max(64, N)",
-        source="nki_facts.md §2.4",
-        extra_check=_check_memset,
-    ),
+@instruction(
+    operands={
+        "dst": Operand("write", "free", HBM | SBUF),
+        "src": Operand("read", "free", HBM | SBUF),
+    },
+    engines=("dma",),
+    lower=_dma,
+    cost="DMA",
+    source="nki_facts.md §2.4, §3.4",
+    extra_check=_check_dma,
+    parameters_since={"priority": "0.4"},
 )
+def dma_copy(
+    dst: Any,
+    src: Any,
+    priority: Any = None,
+    oob_mode: oob_mode = oob_mode.error,
+    dge_mode: dge_mode = dge_mode.unknown,
+    engine: engine = engine.unknown,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = src by DMA, between HBM and SBUF in any combination; casts through fp32.
+
+    Either side may be gathered or scattered by rows (`.ap(vector_offset=…)`); with
+    oob_mode.skip rows whose number is out of bounds are left out.
+    """
+    return dst, src, priority, oob_mode, dge_mode, engine, name
+
+
+@instruction(
+    operands={"dst": Operand("write"), "src": Operand("read")},
+    engines=("vector", "scalar", "gpsimd"),
+    lower=_move,
+    cost="max(64, N)",
+    source="nki_facts.md §2.4",
+)
+def tensor_copy(
+    dst: Any, src: Any, engine: engine = engine.unknown, name: str | None = None
+) -> tuple[Any, ...]:
+    """dst = src on chip; bit-accurate if the dtypes are equal, else through fp32."""
+    return dst, src, engine, name
+
+
+@instruction(
+    operands={"dst": Operand("write", buffers=ON_CHIP)},
+    engines=("vector", "gpsimd"),
+    lower=_memset,
+    cost="max(64, N)",
+    source="nki_facts.md §2.4",
+    extra_check=_check_memset,
+)
+def memset(
+    dst: Any, value: Any, engine: engine = engine.unknown, name: str | None = None
+) -> tuple[Any, ...]:
+    """Fill dst with a compile-time number."""
+    return dst, value, engine, name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.enums import reduce_cmd
 from simulator.instructions.elementwise import reader
-from simulator.instructions.table import Array, Arrays, InstructionSpec, Operand, Run, Slots
+from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
 from simulator.numerics import store
 from simulator.operators import ACTIVATIONS, add
 
@@ -113,31 +114,51 @@ _OPERANDS = {
     "reduce_res": Operand("write", "column", optional=True),
 }
 
-SPECS = (
-    InstructionSpec(
-        name="activation",
-        parameters=(
-            "dst", "op", "data", "bias", "scale", "reduce_op", "reduce_res", "reduce_cmd", "name",
-        ),
-        operands=_OPERANDS,
-        engines=("scalar",),
-        lower=_lower,
-        cost="max(64, N); 64 more with reduce_res",
-        source="nki_facts.md §2.7",
-        extra_check=_check,
-        operators={"op": ACTIVATIONS, "reduce_op": {add}},
-        accumulates="scalar",
-    ),
-    InstructionSpec(
-        name="activation_reduce",
-        parameters=("dst", "op", "data", "reduce_op", "reduce_res", "bias", "scale", "name"),
-        operands={**_OPERANDS, "reduce_res": Operand("write", "column")},
-        engines=("scalar",),
-        lower=_lower,
-        cost="max(64, N) + 64",
-        source="nki_facts.md §2.7",
-        extra_check=_check,
-        operators={"op": ACTIVATIONS, "reduce_op": {add}},
-        accumulates="scalar",
-    ),
-)  # fmt: skip
+
+@instruction(
+    operands=_OPERANDS,
+    engines=("scalar",),
+    lower=_lower,
+    cost="max(64, N); 64 more with reduce_res",
+    source="nki_facts.md §2.7",
+    extra_check=_check,
+    operators={"op": ACTIVATIONS, "reduce_op": frozenset({add})},
+    accumulates="scalar",
+)
+def activation(
+    dst: Any,
+    op: Any,
+    data: Any,
+    bias: Any = None,
+    scale: Any = 1.0,
+    reduce_op: Any = None,
+    reduce_res: Any = None,
+    reduce_cmd: reduce_cmd = reduce_cmd.idle,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = op(data * scale + bias), with the Scalar engine's accumulators."""
+    return dst, op, data, bias, scale, reduce_op, reduce_res, reduce_cmd, name
+
+
+@instruction(
+    operands={**_OPERANDS, "reduce_res": Operand("write", "column")},
+    engines=("scalar",),
+    lower=_lower,
+    cost="max(64, N) + 64",
+    source="nki_facts.md §2.7",
+    extra_check=_check,
+    operators={"op": ACTIVATIONS, "reduce_op": frozenset({add})},
+    accumulates="scalar",
+)
+def activation_reduce(
+    dst: Any,
+    op: Any,
+    data: Any,
+    reduce_op: Any,
+    reduce_res: Any,
+    bias: Any = None,
+    scale: Any = 1.0,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """dst = op(data * scale + bias), and its sum over all free dimensions in reduce_res."""
+    return dst, op, data, reduce_op, reduce_res, bias, scale, name

@@ -111,9 +111,10 @@ def test_wrong_argument_counts_show_the_signature() -> None:
 
 
 def test_grids_platform_targets_and_calls_outside_a_kernel_are_refused() -> None:
-    assert scaled[1] is scaled
-    with pytest.raises(NkiValidationError, match="only launches on one core"):
-        scaled[2]
+    np.testing.assert_array_equal(scaled[1](np.ones((2, 4), np.float32)), np.full((2, 4), 2.0))
+    for cores in (0, 3, True, "2", (1, 1)):
+        with pytest.raises(NkiValidationError, match=r"1 or 2"):
+            scaled[cores]
     with pytest.raises(TypeError, match="NEURON_PLATFORM_TARGET_OVERRIDE"):
         nki.jit(platform_target="trn2")
     with pytest.raises(NkiValidationError, match="outside-kernel"):
@@ -164,3 +165,6 @@ def test_enable_makes_import_nki_work_in_an_environment(tmp_path: Path) -> None:
     assert run(where, python=python) == OURS
     subprocess.run(enable, cwd=ROOT, check=True, capture_output=True)  # again, at no harm
     assert run(where, python=python) == OURS
+
+
+FIRES = {"argument", "outside-kernel", "launch"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import nki
@@ -12,35 +10,10 @@ import nki.isa as nisa
 import nki.language as nl
 import numpy as np
 import pytest
+from rule_bench import X, assert_fires_alone, loaded, sbuf, stored, violations
 
-from simulator.errors import NkiValidationError, Violation
 from simulator.specialise import TensorSpec
 from simulator.targets import TARGETS
-
-X = TensorSpec((64, 32), nl.float32)
-
-
-def sbuf(*shape: int, dtype: Any = nl.float32) -> Any:
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
-
-
-def loaded(x: Any) -> Any:
-    tile = sbuf(*x.shape, dtype=x.dtype)
-    nisa.dma_copy(dst=tile, src=x)
-    return tile
-
-
-def stored(tile: Any) -> Any:
-    out = nl.ndarray(tile.shape, dtype=tile.dtype, buffer=nl.shared_hbm)
-    nisa.dma_copy(dst=out, src=tile)
-    return out
-
-
-def violations(body: Callable[..., Any], target: str = "trn2", **arguments: Any) -> list[Violation]:
-    """What specialising a kernel (x) with this body reports."""
-    with pytest.raises(NkiValidationError) as caught:
-        nki.jit(body).specialise(**(arguments or {"x": X}), target=TARGETS[target])
-    return caught.value.violations
 
 
 def start(x: Any) -> Any:
@@ -344,36 +317,7 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("body", RULES, ids=lambda body: body.__name__)
 def test_a_rule_fires_alone_at_the_kernels_line(body: Callable[..., Any]) -> None:
-    rule, limit, value = RULES[body]
-    (found,) = violations(body)
-    assert found.rule == rule
-    assert limit in ("", found.limit)
-    assert value in ("", found.value)
-    assert found.mend
-    assert found.file == __file__
-    lines = Path(__file__).read_text().splitlines()
-    first = body.__code__.co_firstlineno
-    helpers = {sbuf.__code__.co_firstlineno + 1, stored.__code__.co_firstlineno + 2}
-    last = next(n for n in range(first + 1, len(lines)) if lines[n - 1] == "")
-    assert first <= found.line < last or found.line in helpers
-
-
-OUTSIDE = {"argument", "outside-kernel"}
-"""Rules of the call, tested in test_calls.py."""
-
-
-def test_every_rule_of_the_code_is_shown_to_fire() -> None:
-    used = set()
-    for file in (Path(__file__).parents[2] / "simulator").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            at = {"refuse": 0, "Violation": 0, "report": 1}.get(name)
-            if at is not None and len(node.args) > at and isinstance(node.args[at], ast.Constant):
-                used.add(node.args[at].value)
-    fired = {rule for rule, _, _ in RULES.values()}
-    assert used | {"sbuf-capacity", "psum-capacity"} == fired | OUTSIDE
+    assert_fires_alone(body, *RULES[body])
 
 
 def test_independent_errors_are_reported_together() -> None:

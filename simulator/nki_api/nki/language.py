@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from simulator.context import current_program
 from simulator.dtypes import (
     as_dtype,
     bfloat16,
@@ -47,7 +48,6 @@ from simulator.operators import (
     subtract,
     tanh,
 )
-from simulator.specialise import current_program
 from simulator.targets import PARTITIONS, current_target
 from simulator.tensor import DynamicSlice, MemoryRegion, NkiTensor
 
@@ -163,7 +163,7 @@ static_range = affine_range
 
 
 def program_id(axis: int = 0) -> int:
-    """This core's number in the launch grid: 0, since one core is simulated."""
+    """This core's number in the launch: 0, or 1 on the second core of an LNC2 launch."""
     if axis != 0:
         raise refuse(
             "program-axis",
@@ -172,12 +172,12 @@ def program_id(axis: int = 0) -> int:
             limit="0",
             value=str(axis),
         )
-    return 0
+    return current_program().core
 
 
 def num_programs(axes: int = 0) -> int:
     """Number of cores of the launch."""
-    return 1
+    return current_program().lnc
 
 
 def program_ndim() -> int:

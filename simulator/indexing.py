@@ -1,0 +1,182 @@
+"""`tensor[…]`: integers, slices, `...`, `nl.ds`, registers. Nothing is clamped.
+
+Source: nki_facts.md §2.3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from simulator.context import feature
+from simulator.errors import refuse
+
+if TYPE_CHECKING:
+    from simulator.tensor import NkiTensor
+
+_ALL = slice(None)
+
+
+def index(tensor: NkiTensor, key: tuple[Any, ...]) -> NkiTensor:
+    """The view `tensor[key]`.
+
+    On chip an integer on dimension 0 keeps it as 1; an integer elsewhere drops the
+    dimension, unless the rank would fall below 2 (HBM: 1), where a last dimension of 1 stays.
+
+    Raises:
+        NkiValidationError: out of bounds, too many indices, or no index at all.
+    """
+    shape, strides = tensor.shape, tensor.strides
+    on_chip = tensor.storage.buffer.on_chip
+    offset = tensor.offset
+    new_shape: list[int] = []
+    new_strides: list[int] = []
+    dynamic = tensor.dynamic
+    dropped = False
+    for axis, item in enumerate(_expand(tensor, key)):
+        stride = strides[axis]
+        if item.__class__ is slice:
+            if item == _ALL:
+                new_shape.append(shape[axis])
+                new_strides.append(stride)
+                continue
+        elif _is_register(getattr(item, "start", item)):
+            tensor, count = _dynamic_start(tensor, axis, item)
+            dynamic = tensor.dynamic
+            new_shape.append(count)
+            new_strides.append(stride)
+            continue
+        start, count, step = _bounds(tensor, axis, item)
+        if dynamic is not None and axis == 0 and dynamic.rows is not None:
+            dynamic = _slice_rows(dynamic, start, count, step)
+        else:
+            offset += start * stride
+        if item.__class__ is int and not (axis == 0 and on_chip):
+            dropped = True
+            continue
+        new_shape.append(count)
+        new_strides.append(stride * step)
+    if dropped and len(new_shape) < (2 if on_chip else 1):
+        new_shape.append(1)
+        new_strides.append(1)
+    return tensor.__class__(
+        tensor.storage, tuple(new_shape), tuple(new_strides), offset, tensor.dtype, dynamic
+    )
+
+
+def _is_register(value: Any) -> bool:
+    from simulator.registers import VirtualRegister
+
+    return isinstance(value, VirtualRegister)
+
+
+def _slice_rows(dynamic: Any, start: int, count: int, step: int) -> Any:
+    from dataclasses import replace
+
+    return replace(dynamic, rows=dynamic.rows[start : start + (count - 1) * step + 1 : step])
+
+
+def _dynamic_start(tensor: NkiTensor, axis: int, item: Any) -> tuple[NkiTensor, int]:
+    """A view whose start along `axis` is a register, and how many elements it takes."""
+    from simulator.tensor import Dynamic, DynamicSlice, ScalarOffset
+
+    if not isinstance(item, DynamicSlice) and item.__class__ is slice:
+        raise refuse(
+            "index",
+            f"a slice of `{tensor.name}` with a register as its start",
+            "Write nl.ds(register, size), whose size is known",
+            limit="nl.ds",
+            value="slice",
+        )
+    feature("index by a register", since="0.5")
+    count = item.size if isinstance(item, DynamicSlice) else 1
+    register = item.start if isinstance(item, DynamicSlice) else item
+    if count > tensor.shape[axis] or count < 1:
+        raise out_of_bounds(tensor, axis, f"{count} elements")
+    extra = ScalarOffset(register, tensor.strides[axis], tensor.shape[axis] - count + 1)
+    old = tensor.dynamic or Dynamic()
+    dynamic = Dynamic((*old.scalars, extra), old.rows, old.row_stride, old.elements)
+    view = tensor.__class__(
+        tensor.storage, tensor.shape, tensor.strides, tensor.offset, tensor.dtype, dynamic
+    )
+    return view, count
+
+
+def _expand(tensor: NkiTensor, key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace `...` and missing trailing dimensions by full slices."""
+    rank = len(tensor.shape)
+    dots = 0
+    for item in key:
+        if item is Ellipsis:
+            dots += 1
+    if len(key) == rank and not dots:
+        return key
+    if dots > 1 or len(key) - dots > rank:
+        raise refuse(
+            "index",
+            f"too many indices for tensor `{tensor.name}`",
+            "Index at most each dimension once",
+            limit=str(rank),
+            value=str(len(key)),
+        )
+    fill = (_ALL,) * (rank - len(key) + dots)
+    if not dots:
+        return (*key, *fill)
+    at = next(i for i, item in enumerate(key) if item is Ellipsis)
+    return (*key[:at], *fill, *key[at + 1 :])
+
+
+def out_of_bounds(tensor: NkiTensor, axis: int, value: str) -> Exception:
+    """The error for an index range that a dimension does not have."""
+    return refuse(
+        "out-of-bounds",
+        f"Out-of-bound access for tensor `{tensor.name}` on dimension {axis}: "
+        f"index range {value} exceed dimension size of {tensor.shape[axis]}",
+        "Slices are not clamped as in NumPy: bound the end with min(), or pad the tensor",
+        limit=str(tensor.shape[axis]),
+        value=value,
+    )
+
+
+def _bounds(tensor: NkiTensor, axis: int, item: Any) -> tuple[int, int, int]:
+    """Start, count and step of one index."""
+    size = tensor.shape[axis]
+    if item.__class__ is slice:
+        start, stop, step = item.start, item.stop, item.step
+        start = 0 if start is None else start
+        stop = size if stop is None else stop
+        step = 1 if step is None else step
+    elif item.__class__ is int:
+        start = item + size if item < 0 else item
+        if not 0 <= start < size:
+            raise out_of_bounds(tensor, axis, f"[{item}, {item}]")
+        return start, 1, 1
+    else:
+        start, stop, step = _unusual(tensor, item)
+    if not (isinstance(start, int) and isinstance(stop, int) and isinstance(step, int)):
+        raise _no_index(tensor, item)
+    start = start + size if start < 0 else start
+    stop = stop + size if stop < 0 else stop
+    if step < 1 or start < 0 or stop > size or stop <= start:
+        raise out_of_bounds(tensor, axis, f"[{start}, {stop - 1}] step {step}")
+    return start, (stop - start + step - 1) // step, step
+
+
+def _unusual(tensor: NkiTensor, item: Any) -> tuple[Any, Any, Any]:
+    """Start, stop and step of `nl.ds`, and of integers that are no `int`."""
+    from simulator.tensor import DynamicSlice
+
+    if isinstance(item, DynamicSlice):
+        if not isinstance(item.start, int) or not isinstance(item.size, int):
+            raise _no_index(tensor, item)
+        return item.start, item.start + item.size, 1
+    raise _no_index(tensor, item)
+
+
+def _no_index(tensor: NkiTensor, item: Any) -> Exception:
+    return refuse(
+        "index",
+        f"index {item!r} of tensor `{tensor.name}` is a {type(item).__name__}",
+        "Index with integers, slices, `...` or nl.ds(start, size)",
+        limit="int, slice, ..., nl.ds",
+        value=type(item).__name__,
+    )

@@ -1,0 +1,131 @@
+"""When storages live, how much memory that takes, and where the simulator puts them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simulator.instructions.control import LOOPS
+from simulator.tensor import MemoryRegion, Storage
+
+if TYPE_CHECKING:
+    from simulator.program import Program
+
+_ALIGNMENT = 64  # bytes: a cache line
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """First and last instruction that touch a storage."""
+
+    storage: Storage
+    first: int
+    last: int
+
+
+def lifetimes(program: Program) -> list[Lifetime]:
+    """The lifetimes of all storages that are touched, in order of first use.
+
+    A storage from outside a dynamic loop lives as long as the loop that touches it.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    touched: dict[int, set[int]] = {}  # a loop's begin -> storages from outside it
+    stack: list[tuple[int, int]] = []  # (begin position, register of the loop)
+    ends = set(LOOPS.values())
+    for position, instruction in enumerate(program.instructions):
+        name = instruction.spec.name
+        if name in LOOPS:
+            stack.append((position, instruction["register"].index))
+            touched[position] = set()
+            continue
+        if name in ends:
+            begin, _ = stack.pop()
+            for index in touched.pop(begin):
+                first[index] = min(first[index], begin)
+                last[index] = max(last[index], position)
+            continue
+        for _, tensor in (*instruction.reads(), *instruction.writes()):
+            storage = tensor.storage
+            first.setdefault(storage.index, position)
+            last[storage.index] = position
+            if stack:
+                inside = [loop for _, loop in stack]
+                outer = inside.index(storage.scope) + 1 if storage.scope in inside else 0
+                for begin, _ in stack[outer:]:
+                    touched[begin].add(storage.index)
+    found = [Lifetime(program.storages[i], first[i], last[i]) for i in first]
+    return sorted(found, key=lambda lifetime: lifetime.first)
+
+
+def in_region(program: Program, buffer: MemoryRegion, core: int | None = None) -> list[Lifetime]:
+    """The lifetimes in one region (of one core)."""
+    return [
+        lifetime
+        for lifetime in lifetimes(program)
+        if lifetime.storage.buffer is buffer and (core is None or lifetime.storage.core == core)
+    ]
+
+
+def footprint(program: Program, storage: Storage) -> int:
+    """Bytes per partition that a storage takes: whole banks in PSUM."""
+    size = storage.bytes_per_partition
+    if storage.buffer is MemoryRegion.psum:
+        bank = program.target.psum_bank_bytes
+        return -(-size // bank) * bank
+    return size
+
+
+def peak(program: Program, live_together: list[Lifetime]) -> tuple[int, Storage | None]:
+    """The most bytes per partition that live at once, and the storage that brings them there."""
+    ends: list[tuple[int, int]] = []
+    current = most = 0
+    at: Storage | None = None
+    for lifetime in live_together:
+        while ends and ends[0][0] < lifetime.first:
+            current -= heapq.heappop(ends)[1]
+        size = footprint(program, lifetime.storage)
+        heapq.heappush(ends, (lifetime.last, size))
+        current += size
+        if current > most:
+            most, at = current, lifetime.storage
+    return most, at
+
+
+def peak_bytes_per_partition(program: Program, buffer: MemoryRegion) -> tuple[int, Storage | None]:
+    """The most bytes per partition of SBUF or PSUM that live at once on any core."""
+    peaks = [peak(program, in_region(program, buffer, core)) for core in range(program.lnc)]
+    return max(peaks, key=lambda found: found[0])
+
+
+def pack(program: Program, bytes_of: Callable[[Storage], int]) -> tuple[dict[int, int], int]:
+    """First-fit addresses for all temporaries, reusing bytes whose tensor has died.
+
+    Returns:
+        Storage index -> byte address in one arena, and the arena's size in bytes.
+    """
+    addresses: dict[int, int] = {}
+    size = 0
+    live: list[tuple[int, int, int]] = []  # (start, end, last use)
+    for lifetime in lifetimes(program):
+        storage = lifetime.storage
+        if storage.role != "temporary":
+            continue
+        live = [block for block in live if block[2] >= lifetime.first]
+        needed = -(-bytes_of(storage) // _ALIGNMENT) * _ALIGNMENT
+        start = 0
+        for block_start, block_end, _ in live:
+            if block_start - start >= needed:
+                break
+            start = max(start, block_end)
+        live.append((start, start + needed, lifetime.last))
+        live.sort()
+        addresses[storage.index] = start
+        size = max(size, start + needed)
+    for storage in program.storages:  # never touched: an empty result, say
+        if storage.role == "temporary" and storage.index not in addresses:
+            addresses[storage.index] = 0
+            size = max(size, bytes_of(storage))
+    return addresses, size
