@@ -1,6 +1,19 @@
-"""The instruction table: what checker, executor and (later) timing model read."""
+"""The instruction table: what checker, executor and timing model read."""
 
-from simulator.instructions import control, elementwise, movement, scalar_engine
+from simulator.instructions import (
+    control,
+    cores,
+    elementwise,
+    gpsimd,
+    movement,
+    random,
+    scalar_engine,
+    tensor_engine,
+    vector,
+)
 from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
-__all__ = ["INSTRUCTIONS", "InstructionSpec", "control", "elementwise", "movement", "scalar_engine"]
+__all__ = [
+    "INSTRUCTIONS", "InstructionSpec", "control", "cores", "elementwise", "gpsimd", "movement",
+    "random", "scalar_engine", "tensor_engine", "vector",
+]  # fmt: skip

@@ -15,6 +15,8 @@ from simulator.tensor import NkiTensor
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
+__all__ = ["register_alloc", "register_load", "register_move", "register_store"]
+
 LOOPS = {"loop": "end_loop", "while_begin": "end_while"}
 """Control instructions that open a block, and those that close it."""
 

@@ -17,6 +17,8 @@ from simulator.tensor import MemoryRegion, NkiTensor
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
+__all__ = ["reciprocal", "scalar_tensor_tensor", "tensor_reduce", "tensor_scalar", "tensor_tensor"]
+
 Shape = tuple[int, ...]
 
 

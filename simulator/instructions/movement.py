@@ -24,6 +24,8 @@ from simulator.tensor import NkiTensor
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
+__all__ = ["dma_copy", "memset", "tensor_copy"]
+
 
 def _move(instruction: Instruction, slots: Slots) -> Run:
     """dst = src, element by element; bit-accurate for equal dtypes, else through fp32."""

@@ -15,6 +15,8 @@ from simulator.operators import ACTIVATIONS, add
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
+__all__ = ["activation", "activation_reduce"]
+
 
 def _activated(instruction: Instruction, slots: Slots):  # type: ignore[no-untyped-def]
     """A function (views) -> op(data * scale + bias) in fp32."""
