@@ -1,4 +1,7 @@
-"""GpSimd: index patterns, gathers, reductions over partitions. Source: nki_facts.md §2.4, §2.6, §2.8."""
+"""GpSimd: index patterns, gathers, reductions over partitions.
+
+Source: nki_facts.md §2.4, §2.6, §2.8.
+"""
 
 from __future__ import annotations
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from simulator.context import current_program
-from simulator.enums import (
+from simulator.enums import (  # noqa: F401
+    dge_mode,
+    dma_engine,
     engine,
+    matmul_perf_mode,
     nc_version,
+    oob_mode,
+    reduce_cmd,
 )
+from simulator.errors import NkiValidationError  # noqa: F401
 from simulator.instructions.control import *  # noqa: F403
 from simulator.instructions.cores import *  # noqa: F403
 from simulator.instructions.elementwise import *  # noqa: F403
@@ -16,6 +22,7 @@ from simulator.instructions.random import *  # noqa: F403
 from simulator.instructions.scalar_engine import *  # noqa: F403
 from simulator.instructions.tensor_engine import *  # noqa: F403
 from simulator.instructions.vector import *  # noqa: F403
+from simulator.program import Instruction as NkiInstruction  # noqa: F401
 
 tensor_engine = engine.tensor
 vector_engine = engine.vector
