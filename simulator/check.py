@@ -72,9 +72,13 @@ def _check_size(program: Program) -> None:
 
 
 class _Written:
-    """Which elements of a storage have been written."""
+    """Which elements of a storage have been written.
 
-    __slots__ = ("_known", "_mask", "_pending", "any", "full", "storage")
+    Three means, from cheap to dear: views seen before, ranges of elements that follow each
+    other, and a mask of all elements.
+    """
+
+    __slots__ = ("_known", "_mask", "_pending", "_ranges", "any", "full", "storage")
 
     def __init__(self, storage: Storage) -> None:
         self.full = storage.role in ("argument", "constant")
@@ -82,11 +86,24 @@ class _Written:
         self.storage = storage
         self._known: set[Any] = set()
         self._pending: list[NkiTensor] = []
+        self._ranges: list[tuple[int, int]] = []
         self._mask: Any = None
 
     @staticmethod
     def _key(tensor: NkiTensor) -> Any:
         return tensor.offset, tensor.shape, tensor.strides, tensor.dtype.itemsize
+
+    def _range(self, tensor: NkiTensor) -> tuple[int, int] | None:
+        """The view's elements as start and stop, if they follow each other in the storage."""
+        if tensor.dtype.itemsize != self.storage.dtype.itemsize:
+            return None
+        expected = 1
+        for count, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+            if count != 1:
+                if stride != expected:
+                    return None
+                expected *= count
+        return tensor.offset, tensor.offset + expected
 
     def _view(self, tensor: NkiTensor) -> Any:
         if tensor.dtype.itemsize != self.storage.dtype.itemsize:  # reinterpreted: whole span
@@ -109,6 +126,17 @@ class _Written:
         if key not in self._known:
             self._known.add(key)
             self._pending.append(tensor)
+            span = self._range(tensor)
+            if span is not None:
+                self._add_range(span)
+
+    def _add_range(self, span: tuple[int, int]) -> None:
+        """Merge a range with its neighbour if it follows the last one, as loops write."""
+        if self._ranges and self._ranges[-1][1] == span[0]:
+            span = (self._ranges.pop()[0], span[1])
+        self._ranges.append(span)
+        if span == (0, self.storage.size):
+            self.full = True
 
     def missing(self, tensor: NkiTensor) -> int:
         """How many elements of the view were never written."""
@@ -118,6 +146,9 @@ class _Written:
             return 0 if self.any else tensor.size
         key = self._key(tensor)
         if key in self._known:
+            return 0
+        span = self._range(tensor)
+        if span is not None and any(a <= span[0] and span[1] <= b for a, b in self._ranges[-4:]):
             return 0
         if self._mask is None:
             self._mask = np.zeros(self.storage.size, np.bool_)

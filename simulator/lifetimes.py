@@ -28,34 +28,44 @@ class Lifetime:
 def lifetimes(program: Program) -> list[Lifetime]:
     """The lifetimes of all storages that are touched, in order of first use.
 
-    A storage from outside a dynamic loop lives as long as the loop that touches it.
+    A storage from outside a dynamic loop lives as long as the loop that touches it. Found
+    once for each number of instructions.
     """
+    known = program.lifetimes
+    if known is None or known[0] != len(program.instructions):
+        program.lifetimes = known = (len(program.instructions), _lifetimes(program))
+    return known[1]
+
+
+def _lifetimes(program: Program) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     touched: dict[int, set[int]] = {}  # a loop's begin -> storages from outside it
     stack: list[tuple[int, int]] = []  # (begin position, register of the loop)
     ends = set(LOOPS.values())
     for position, instruction in enumerate(program.instructions):
-        name = instruction.spec.name
-        if name in LOOPS:
-            stack.append((position, instruction["register"].index))
-            touched[position] = set()
+        if instruction.engine == "control":
+            name = instruction.spec.name
+            if name in LOOPS:
+                stack.append((position, instruction["register"].index))
+                touched[position] = set()
+            elif name in ends:
+                begin, _ = stack.pop()
+                for index in touched.pop(begin):
+                    first[index] = min(first[index], begin)
+                    last[index] = max(last[index], position)
             continue
-        if name in ends:
-            begin, _ = stack.pop()
-            for index in touched.pop(begin):
-                first[index] = min(first[index], begin)
-                last[index] = max(last[index], position)
-            continue
-        for _, tensor in (*instruction.reads(), *instruction.writes()):
-            storage = tensor.storage
-            first.setdefault(storage.index, position)
-            last[storage.index] = position
+        for _, tensor in instruction.reads() + instruction.writes():
+            index = tensor.storage.index
+            if index not in first:
+                first[index] = position
+            last[index] = position
             if stack:
                 inside = [loop for _, loop in stack]
-                outer = inside.index(storage.scope) + 1 if storage.scope in inside else 0
+                scope = tensor.storage.scope
+                outer = inside.index(scope) + 1 if scope in inside else 0
                 for begin, _ in stack[outer:]:
-                    touched[begin].add(storage.index)
+                    touched[begin].add(index)
     found = [Lifetime(program.storages[i], first[i], last[i]) for i in first]
     return sorted(found, key=lambda lifetime: lifetime.first)
 

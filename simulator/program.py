@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simulator.dtypes import DType
     from simulator.execute import Eager
     from simulator.instructions.table import InstructionSpec
+    from simulator.lifetimes import Lifetime
 
 
 class Instruction:
@@ -58,23 +59,24 @@ class Instruction:
 
     def reads(self) -> list[tuple[str, NkiTensor]]:
         """The tensors it reads, by operand name; index tiles of dynamic views included."""
-        found = self._tensors(self.spec.reads)
-        for name, tensor in (*found, *self._tensors(self.spec.writes)):
+        found = self._tensors(self.spec.read_positions)
+        for name, tensor in found + self._tensors(self.spec.write_positions):
             if tensor.dynamic is not None:
-                found = [*found, *((name, index) for index in tensor.dynamic.tensors())]
+                found += [(name, index) for index in tensor.dynamic.tensors()]
         return found
 
     def writes(self) -> list[tuple[str, NkiTensor]]:
         """The tensors it writes, by operand name."""
-        return self._tensors(self.spec.writes)
+        return self._tensors(self.spec.write_positions)
 
-    def _tensors(self, names: tuple[str, ...]) -> list[tuple[str, NkiTensor]]:
+    def _tensors(self, positions: tuple[tuple[str, int], ...]) -> list[tuple[str, NkiTensor]]:
         found: list[tuple[str, NkiTensor]] = []
-        for name in names:
-            value = self.operands[self.spec.index[name]]
-            if isinstance(value, NkiTensor):
+        operands = self.operands
+        for name, position in positions:
+            value = operands[position]
+            if value.__class__ is NkiTensor:
                 found.append((name, value))
-            elif isinstance(value, tuple | list):
+            elif value.__class__ is tuple or value.__class__ is list:
                 found += [(name, item) for item in value if isinstance(item, NkiTensor)]
         return found
 
@@ -162,6 +164,8 @@ class Program:
     """Inside `nl.no_reorder()`."""
     written: set[str] | None = None
     """Names of the arguments it writes, once known."""
+    lifetimes: tuple[int, list[Lifetime]] | None = None
+    """What `lifetimes.lifetimes` found, and for how many instructions."""
     psum: PsumState = field(default_factory=PsumState)
     _shared: list[list[NkiTensor]] = field(default_factory=lambda: [[], []])
     _registers: list[int] = field(default_factory=lambda: [0, 0])

@@ -30,8 +30,7 @@ class MemoryRegion(Enum):
     on_chip: bool
     """SBUF or PSUM: dimension 0 is the partition dimension."""
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = object.__hash__
 
 
 for _region in MemoryRegion:

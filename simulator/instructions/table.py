@@ -119,6 +119,9 @@ class InstructionSpec:
     """Names of the operands read."""
     writes: tuple[str, ...] = ()
     """Names of the operands written."""
+    read_positions: tuple[tuple[str, int], ...] = ()
+    write_positions: tuple[tuple[str, int], ...] = ()
+    """The same with their positions among the parameters."""
     tensors: tuple[str, ...] = ()
     """Names of the operands that must be tensors."""
     enums: tuple[tuple[int, type[Enum]], ...] = ()
@@ -143,11 +146,15 @@ class InstructionSpec:
         self._note_versions(instruction)
         self.check(program, instruction)
         after = len(program.violations) + len(program.warnings) + len(program.features)
-        if key is not None and after == found and not self._varies():
+        if key is not None and after == found and not self._versions_vary(instruction):
             self.passed.add(key)
 
-    def _varies(self) -> bool:
-        return self.since != "0.3" or bool(self.parameters_since)
+    def _versions_vary(self, instruction: Instruction) -> bool:
+        """Whether the instruction uses what only some versions have."""
+        return self.since != "0.3" or any(
+            instruction.operands[self.index[parameter]] != self.defaults[self.index[parameter]]
+            for parameter in self.parameters_since
+        )
 
     def _check_kinds(self, instruction: Instruction) -> None:
         operands = instruction.operands
@@ -273,6 +280,12 @@ def instruction(
             index={name: position for position, name in enumerate(names)},
             reads=tuple(n for n, o in operands.items() if o.access != "write"),
             writes=tuple(n for n, o in operands.items() if o.access != "read"),
+            read_positions=tuple(
+                (n, names.index(n)) for n, o in operands.items() if o.access != "write"
+            ),
+            write_positions=tuple(
+                (n, names.index(n)) for n, o in operands.items() if o.access != "read"
+            ),
             tensors=tuple(n for n, o in operands.items() if not (o.number or o.optional)),
             enums=tuple((i, type(d)) for i, d in enumerate(defaults) if isinstance(d, Enum)),
             **rest,
