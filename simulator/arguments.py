@@ -111,7 +111,7 @@ class Call:
 
     def finish(self, program: Program, results: list[Array]) -> Any:
         """Write back what the kernel wrote to its arguments, and convert its results."""
-        written = _written_arguments(program)
+        written = program.written_arguments
         for name, array in self.arrays.items():
             if name in written:
                 _copy_back(array, self._originals[name])
@@ -133,18 +133,6 @@ class Call:
         if tensor.dtype is dtypes.bool_:
             array = array.view(np.bool_)
         return _to_torch(array) if use_torch else array
-
-
-def _written_arguments(program: Program) -> set[str]:
-    """Names of the arguments that the kernel writes; found once per Program."""
-    if program.written is None:
-        program.written = {
-            tensor.storage.name
-            for instruction in program.instructions
-            for _, tensor in instruction.writes()
-            if tensor.storage.role == "argument"
-        }
-    return program.written
 
 
 def _copy_back(array: Array, original: Any) -> None:

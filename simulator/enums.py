@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum as _Enum
+
+
+class Enum(_Enum):
+    """Members are single objects: hash by identity, which is the fast way."""
+
+    __hash__ = object.__hash__
 
 
 class engine(Enum):

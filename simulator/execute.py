@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import NkiValidationError, Violation
+from simulator.forward import Forwarding, forward
 from simulator.instructions.control import LOOPS, wrap32
 from simulator.instructions.table import Array, Run
 from simulator.lifetimes import pack
@@ -49,6 +50,7 @@ class Machine:
         self.states: dict[str, Any] = {}
         self._slots: dict[Any, int] = {}
         self._tensors: list[NkiTensor | None] = []
+        self._forwarding = Forwarding()
         self._instruction: Instruction | None = None
         self._before: list[Run] = []
         self._after: list[Run] = []
@@ -64,6 +66,8 @@ class Machine:
         """The index of a tensor's view."""
         if tensor.dynamic is not None:
             return self._dynamic(tensor)
+        if tensor.storage.index in self._forwarding.aliases:
+            tensor = self._forwarding.root(tensor)
         key = (tensor.storage.index, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
         slot = self._slots.get(key)
         if slot is None:
@@ -341,6 +345,7 @@ class Plan(Machine):
         super().__init__(program)
         self._lock = threading.Lock()
         self._allocated = False
+        self._forwarding = forward(program)
         self._steps, _ = self._block(0, None)
         self._results = [self(result) for result in program.results]
         external = ("argument", "output")
@@ -370,7 +375,8 @@ class Plan(Machine):
                     steps += body
                 position = end + 1
                 continue
-            steps.append(self.lower(instruction))
+            if position not in self._forwarding.skipped:
+                steps.append(self.lower(instruction))
             position += 1
         return steps, position
 
@@ -453,10 +459,22 @@ class Plan(Machine):
         memory = self.memory
         for name, tensor in self.program.arguments.items():
             memory[tensor.storage.index] = flat_bytes(arguments[name], self.precise, tensor)
+        if self.program.written_arguments:
+            self._part_shared_arguments(arguments)
         for storage in self._outputs:
             memory[storage.index] = np.empty(self.bytes_of(storage), np.uint8)
         for slot, tensor in self._bound:
             self.views[slot] = self.resolve(tensor, memory[tensor.storage.index])
+
+    def _part_shared_arguments(self, arguments: Mapping[str, Array]) -> None:
+        """An array given twice, and written through one name, is copied for the other."""
+        written = self.program.written_arguments
+        for name, tensor in self.program.arguments.items():
+            if name not in written and any(
+                np.may_share_memory(arguments[name], arguments[other]) for other in written
+            ):
+                index = tensor.storage.index
+                self.memory[index] = self.memory[index].copy()
 
     def _write_back(self, arguments: Mapping[str, Array]) -> None:
         """With NKI_PRECISE_FP=0: what was written to converted copies of arguments."""
@@ -467,7 +485,7 @@ class Plan(Machine):
                 array[...] = held.view(np.float32).reshape(array.shape).astype(array.dtype)
 
     def _allocate(self) -> None:
-        addresses, size = pack(self.program, self.bytes_of)
+        addresses, size = pack(self.program, self.bytes_of, self._forwarding)
         arena = np.zeros(size, np.uint8)
         for storage in self.program.storages:
             if storage.role == "constant":

@@ -162,8 +162,7 @@ class Program:
     """The open dynamic loops, by the index of their register."""
     no_reorder: bool = False
     """Inside `nl.no_reorder()`."""
-    written: set[str] | None = None
-    """Names of the arguments it writes, once known."""
+    _written: frozenset[str] | None = None
     lifetimes: tuple[int, list[Lifetime]] | None = None
     """What `lifetimes.lifetimes` found, and for how many instructions."""
     psum: PsumState = field(default_factory=PsumState)
@@ -287,6 +286,18 @@ class Program:
             raise NkiValidationError(list(dict.fromkeys(self.violations)))
 
     # --- reading ----------------------------------------------------------------------
+
+    @property
+    def written_arguments(self) -> frozenset[str]:
+        """Names of the arguments it writes; found once, when the Program is complete."""
+        if self._written is None:
+            self._written = frozenset(
+                tensor.storage.name
+                for instruction in self.instructions
+                for _, tensor in instruction.writes()
+                if tensor.storage.role == "argument"
+            )
+        return self._written
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -10,42 +10,204 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from simulator.tensor import NkiTensor
+from simulator.tensor import MemoryRegion, NkiTensor
 
-UNWRITTEN, MATMUL, OTHER, EVICTED = range(4)
-"""EVICTED: written by a matmul, and read by another engine since."""
+if TYPE_CHECKING:
+    from simulator.instructions.table import InstructionSpec
+    from simulator.program import Instruction
+    from simulator.tensor import Storage
+
+UNWRITTEN, MATMUL, OTHER, EVICTED, REPLACED = range(5)
+"""EVICTED: written by a matmul, and read by another engine since. REPLACED: written by a
+matmul, and written by another instruction since."""
+
+# What a state becomes: state before -> state after.
+_BY_MATMUL = (MATMUL,) * 5
+_BY_OTHER = (OTHER, REPLACED, OTHER, REPLACED, REPLACED)
+_BY_READ = (UNWRITTEN, EVICTED, OTHER, EVICTED, REPLACED)
+
+HOLDS_A_SUM = 1 << MATMUL | 1 << EVICTED
+"""The states, as bits, of locations that a matmul may add to."""
+
+_MOST_PARTS = 64
+
+
+class _Record:
+    """The states of one storage's bytes: of disjoint parts and of the rest, or of each byte."""
+
+    __slots__ = ("boxes", "covered", "mask", "parts", "rest", "storage")
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.rest = UNWRITTEN
+        self.parts: dict[Any, int] = {}
+        """View -> state of all its bytes, as long as the views touched are disjoint."""
+        self.boxes: dict[Any, tuple[int, int, int, int]] = {}
+        self.covered = 0
+        self.mask: Any = None
+
+    def change(self, tensor: NkiTensor, after: tuple[int, ...]) -> int:
+        """Move a view's states on; gives the states before, as bits."""
+        key = _key(tensor)
+        before = self.parts.get(key)
+        if before is not None:
+            self.parts[key] = after[before]
+            return 1 << before
+        size = tensor.size * tensor.dtype.itemsize
+        if tensor.dynamic is not None or (size == self.storage.bytes and tensor.is_contiguous()):
+            return self._change_all(after)
+        if self.mask is None:
+            box = _box(self.storage, tensor)
+            if box is not None and len(self.parts) < _MOST_PARTS and self._is_free(box):
+                self.parts[key] = after[self.rest]
+                self.boxes[key] = box
+                self.covered += size
+                return 1 << self.rest
+            self._spread()
+        view = self.view(tensor)
+        bits = _bits(view)
+        view[...] = np.array(after, np.uint8)[view]
+        return bits
+
+    def _change_all(self, after: tuple[int, ...]) -> int:
+        if self.mask is not None:
+            bits = _bits(self.mask)
+            self.mask = np.array(after, np.uint8)[self.mask]
+            return bits
+        bits = 0 if self.covered == self.storage.bytes else 1 << self.rest
+        for key, state in self.parts.items():
+            bits |= 1 << state
+            self.parts[key] = after[state]
+        self.rest = after[self.rest]
+        return bits
+
+    def _is_free(self, box: tuple[int, int, int, int]) -> bool:
+        top, bottom, left, right = box
+        for a, b, c, d in self.boxes.values():
+            if top < b and a < bottom and left < d and c < right:
+                return False
+        return True
+
+    def _spread(self) -> None:
+        """Go over to one state for each byte."""
+        self.mask = np.full(self.storage.bytes, self.rest, np.uint8)
+        for key, state in self.parts.items():
+            self._bytes(*key)[...] = state
+        self.parts.clear()
+        self.boxes.clear()
+
+    def _bytes(
+        self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], size: int
+    ) -> Any:
+        steps = (*(stride * size for stride in strides), 1)
+        return np.ndarray((*shape, size), np.uint8, self.mask, offset * size, steps)
+
+    def view(self, tensor: NkiTensor) -> Any:
+        """The states of a view's bytes, (*tensor.shape, itemsize)."""
+        if self.mask is None:
+            self._spread()
+        if tensor.dynamic is not None:
+            return np.broadcast_to(_either(self.mask), (*tensor.shape, 1))
+        return self._bytes(*_key(tensor))
+
+    def copy(self) -> _Record:
+        """The same states, to go on from separately."""
+        new = _Record(self.storage)
+        new.rest, new.covered = self.rest, self.covered
+        new.parts, new.boxes = dict(self.parts), dict(self.boxes)
+        new.mask = None if self.mask is None else self.mask.copy()
+        return new
+
+
+def _either(mask: Any) -> int:
+    """MATMUL if any location holds a sum: for views whose place is not known."""
+    return MATMUL if _bits(mask) & HOLDS_A_SUM else UNWRITTEN
+
+
+def _key(tensor: NkiTensor) -> Any:
+    return tensor.offset, tensor.shape, tensor.strides, tensor.dtype.itemsize
+
+
+def _box(storage: Storage, tensor: NkiTensor) -> tuple[int, int, int, int] | None:
+    """First and last + 1 of a view's partitions and of its bytes in them; None if it wraps."""
+    size, free = tensor.dtype.itemsize, storage.bytes_per_partition
+    top, left = divmod(tensor.offset * size, free)
+    step, odd = divmod(tensor.strides[0] * size, free)
+    if (odd and tensor.shape[0] > 1) or any(stride < 0 for stride in tensor.strides):
+        return None
+    spans = zip(tensor.strides[1:], tensor.shape[1:], strict=True)
+    right = left + size * (1 + sum(stride * (count - 1) for stride, count in spans))
+    return None if right > free else (top, top + step * (tensor.shape[0] - 1) + 1, left, right)
+
+
+def _bits(states: Any) -> int:
+    first = int(states.flat[0])
+    if (states == first).all():
+        return 1 << first
+    return sum(1 << int(state) for state in np.unique(states))
 
 
 class PsumState:
-    """The state of every element of every PSUM storage of a Program being traced."""
+    """The state of every byte of every PSUM storage of a Program being traced.
+
+    Typical views cost no array work: the same view again, the whole storage, or disjoint parts.
+    A view whose address is dynamic counts as its whole storage.
+    """
 
     def __init__(self) -> None:
-        self._states: dict[int, Any] = {}
+        self._records: dict[int, _Record] = {}
+        self._positions: dict[InstructionSpec, tuple[tuple[int, tuple[int, ...]], ...]] = {}
 
-    def _view(self, tensor: NkiTensor) -> Any:
+    def _change(self, tensor: NkiTensor, after: tuple[int, ...]) -> int:
         storage = tensor.storage
-        state = self._states.get(storage.index)
-        if state is None:
-            state = self._states[storage.index] = np.zeros(storage.size, np.uint8)
-        ratio = storage.dtype.itemsize / tensor.dtype.itemsize
-        if ratio != 1 or tensor.dynamic is not None:
-            return state  # reinterpreted or dynamic: the whole storage
-        return np.ndarray(tensor.shape, np.uint8, state, tensor.offset, tensor.strides)
+        record = self._records.get(storage.index)
+        if record is None:
+            record = self._records[storage.index] = _Record(storage)
+        return record.change(tensor, after)
 
-    def states(self, tensor: NkiTensor) -> set[int]:
-        """The states found among a view's elements."""
-        view = self._view(tensor)
-        first = view.flat[0]
-        if (view == first).all():
-            return {int(first)}
-        return {int(state) for state in np.unique(view)}
+    def states(self, tensor: NkiTensor) -> int:
+        """The states found among a view's locations, as bits: 1 << MATMUL | …."""
+        return self._change(tensor, (UNWRITTEN, MATMUL, OTHER, EVICTED, REPLACED))
 
-    def wrote(self, tensor: NkiTensor, by_matmul: bool) -> None:
-        """An instruction wrote a view."""
-        self._view(tensor)[...] = MATMUL if by_matmul else OTHER
+    def matmul(self, tensor: NkiTensor) -> int:
+        """A matmul writes a view; gives the states before, as bits."""
+        return self._change(tensor, _BY_MATMUL)
 
-    def was_read(self, tensor: NkiTensor) -> None:
-        """An engine read a view."""
-        view = self._view(tensor)
-        np.copyto(view, EVICTED, where=view == MATMUL)
+    def holds_sum(self, tensor: NkiTensor) -> Any:
+        """bool[tensor.shape]: which of a view's locations a matmul may add to."""
+        self.states(tensor)
+        states = self._records[tensor.storage.index].view(tensor)[..., 0]
+        return (states == MATMUL) | (states == EVICTED)
+
+    def note(self, instruction: Instruction) -> None:
+        """Follow what an instruction other than a matmul reads and writes in PSUM."""
+        spec = instruction.spec
+        positions = self._positions.get(spec)
+        if positions is None:
+            positions = self._positions[spec] = _positions(spec)
+        for position, after in positions:
+            value = instruction.operands[position]
+            for tensor in value if isinstance(value, tuple | list) else (value,):
+                if tensor.__class__ is NkiTensor and tensor.storage.buffer is MemoryRegion.psum:
+                    self._change(tensor, after)
+
+    def snapshot(self) -> dict[int, _Record]:
+        """The states, to come back to with `restore`."""
+        return {index: record.copy() for index, record in self._records.items()}
+
+    def restore(self, snapshot: dict[int, _Record]) -> None:
+        """Back to an earlier state: a dynamic loop's body decides alike in every iteration."""
+        self._records = {index: record.copy() for index, record in snapshot.items()}
+
+
+def _positions(spec: InstructionSpec) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Operands of an instruction that may be in PSUM, reads first, and what happens to them."""
+    if spec.name in ("nc_matmul", "nc_matmul_mx"):
+        return ()  # their own `resolve` does it
+    reads = [(name, _BY_READ) for name in spec.reads]
+    writes = [(name, _BY_OTHER) for name in spec.writes]
+    return tuple(
+        (spec.index[name], after)
+        for name, after in (*reads, *writes)
+        if MemoryRegion.psum in spec.operands[name].buffers
+    )

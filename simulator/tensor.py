@@ -41,8 +41,8 @@ class Storage:
     """One allocation: `size` elements of `dtype`, row-major, in a memory region."""
 
     __slots__ = (
-        "address", "buffer", "core", "data", "dtype", "file", "index", "line", "name", "role",
-        "scope", "shape", "size",
+        "address", "buffer", "bytes", "bytes_per_partition", "core", "data", "dtype", "file",
+        "index", "line", "name", "role", "scope", "shape", "size",
     )  # fmt: skip
 
     def __init__(
@@ -77,21 +77,14 @@ class Storage:
         self.core = core
         self.address = address
         self.size = math.prod(shape)
+        self.bytes = self.size * dtype.itemsize
+        self.bytes_per_partition = self.bytes // shape[0]
+        """For SBUF and PSUM."""
         self.data: Any = None
         """The values of a `constant`, a NumPy array."""
         self.scope: int | None = None
         """The dynamic loop in whose body it was allocated."""
         self.file, self.line = kernel_location()
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.size * self.dtype.itemsize
-
-    @property
-    def bytes_per_partition(self) -> int:
-        """Bytes in each partition; for SBUF and PSUM."""
-        return self.bytes // self.shape[0]
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,9 +188,10 @@ class NkiTensor:
     @property
     def start_partition(self) -> int:
         """The first partition; for SBUF and PSUM."""
-        free = self.storage.bytes_per_partition // self.dtype.itemsize
-        base = self.storage.address[0] if self.storage.address else 0
-        return base + (self.offset // free if free else 0)
+        storage = self.storage
+        free = storage.bytes_per_partition // self.dtype.itemsize
+        start = self.offset // free if free else 0
+        return start if storage.address is None else storage.address[0] + start
 
     def __repr__(self) -> str:
         dims = ",".join(map(str, self.shape))

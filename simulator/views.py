@@ -85,7 +85,7 @@ def reshape(tensor: NkiTensor, *shape: Any, new_shape: Any = None) -> NkiTensor:
             limit=str(tensor.shape[0]),
             value=str(sizes[0]) if sizes else "()",
         )
-    strides = _reshaped_strides(tensor, sizes)
+    strides = reshaped_strides(tensor, sizes, _least(tensor))
     if strides is None:
         raise refuse(
             "reshape",
@@ -114,10 +114,17 @@ def _infer(tensor: NkiTensor, shape: tuple[Any, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _reshaped_strides(tensor: NkiTensor, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of `shape` over the same memory, None if there are none."""
+def reshaped_strides(
+    tensor: NkiTensor, shape: tuple[int, ...], fixed: int
+) -> tuple[int, ...] | None:
+    """Strides of `shape` over the same memory, None if there are none.
+
+    Args:
+        tensor: with as many elements.
+        shape: the new shape.
+        fixed: leading dimensions that stay as they are.
+    """
     groups: list[list[int]] = []  # maximal runs of dimensions that follow each other
-    fixed = _least(tensor)
     for axis in range(fixed, len(tensor.shape)):
         count, stride = tensor.shape[axis], tensor.strides[axis]
         if count == 1:
