@@ -164,7 +164,7 @@ class _Written:
 
 def _check_initialised(program: Program) -> None:
     written = [_Written(storage) for storage in program.storages]
-    accumulating: set[tuple[str, int]] = set()
+    accumulating: dict[tuple[str, int], int] = {}
     reported: set[tuple[int, int]] = set()
     for instruction in program.instructions:
         for operand, tensor in instruction.reads():
@@ -204,25 +204,34 @@ def _check_initialised(program: Program) -> None:
 
 
 def _check_accumulators(
-    program: Program, instruction: Instruction, started: set[tuple[str, int]]
+    program: Program, instruction: Instruction, started: dict[tuple[str, int], int]
 ) -> None:
-    """The accumulators hold garbage until a reset (nki_facts.md §2.9)."""
+    """The accumulators hold garbage until a reset, partition by partition (nki_facts.md §2.9).
+
+    `started` keeps how many partitions were reset. The Vector engine's are clobbered by idle.
+    """
     engine = instruction.spec.accumulates
     assert engine is not None
     key = (engine, instruction.core)
+    count = instruction["dst"].shape[0]
     command = instruction.get("reduce_cmd")
     command = "reset_reduce" if command is None else command.name
     if command in ("reset", "reset_reduce", "load_reduce"):
-        started.add(key)
-    elif (command == "reduce" or instruction["reduce_res"] is not None) and key not in started:
+        started[key] = count
+        return
+    if command == "idle" and engine == "vector":
+        started.pop(key, None)
+    if command != "reduce" and instruction.get("reduce_res") is None:
+        return
+    if started.get(key, 0) < count:
         program.report(
             instruction,
             "accumulator-reset",
             f"reads the {engine} engine's accumulators before any reset",
-            "Start with reduce_cmd.reset_reduce",
+            "Start with reduce_cmd.reset_reduce on the same partitions",
             operand="reduce_cmd",
-            limit="reset or reset_reduce first",
-            value=command,
+            limit=f"{started[key]} partitions" if key in started else "reset or reset_reduce first",
+            value=f"{count} partitions" if key in started else command,
         )
 
 

@@ -78,6 +78,9 @@ class Instruction:
                 found.append((name, value))
             elif value.__class__ is tuple or value.__class__ is list:
                 found += [(name, item) for item in value if isinstance(item, NkiTensor)]
+        parts = self.spec.parts
+        if parts is not None:
+            return [(name, part) for name, whole in found for part in parts(self, name, whole)]
         return found
 
     def __str__(self) -> str:

@@ -114,6 +114,8 @@ class InstructionSpec:
     """The first version of parameters that came later."""
     resolve: Callable[[Program, Instruction], None] | None = None
     """Runs first: fixes operands that depend on what came before (engine, accumulate)."""
+    parts: Callable[[Instruction, str, NkiTensor], list[NkiTensor]] | None = None
+    """The parts of an operand that it really reads or writes, if it leaves rows out."""
     index: dict[str, int] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     """Names of the operands read."""
