@@ -7,9 +7,11 @@ one by one while they are traced. Both carry out the lowerings of the one instru
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from simulator.forward import Forwarding, forward
 from simulator.instructions.control import LOOPS, wrap32
 from simulator.instructions.table import Array, Run
 from simulator.lifetimes import pack
+from simulator.lnc import end_of
 from simulator.numerics import physical
 from simulator.program import Instruction, Program
 from simulator.registers import VirtualRegister
+from simulator.schedule import accumulator_chains, schedule, workers
 from simulator.targets import PARTITIONS
 from simulator.tensor import NkiTensor, ScalarOffset, Storage
 
@@ -54,6 +58,9 @@ class Machine:
         self._instruction: Instruction | None = None
         self._before: list[Run] = []
         self._after: list[Run] = []
+        self._chain = 0
+        """Of accumulations: `schedule.accumulator_chains`."""
+        self._worker = 0
 
     # --- slots --------------------------------------------------------------------------
 
@@ -89,14 +96,14 @@ class Machine:
     def accumulators(self, engine: str) -> int:
         """The index of an engine's accumulator registers, fp32[128]."""
         core = self._instruction.core if self._instruction else 0
-        key = ("accumulators", engine, core)
+        key = ("accumulators", engine, core, self._chain)
         if key not in self._slots:
             self._slots[key] = self._add(np.zeros(PARTITIONS, np.float32))
         return self._slots[key]
 
     def state(self, name: str, make: Callable[[], Any]) -> Any:
-        """An object of the current core that lives as long as the memory."""
-        key = f"{name}:{self._instruction.core if self._instruction else 0}"
+        """An object of the current core and thread that lives as long as the memory."""
+        key = f"{name}:{self._instruction.core if self._instruction else 0}:{self._worker}"
         if key not in self.states:
             self.states[key] = make()
         return self.states[key]
@@ -346,7 +353,7 @@ class Plan(Machine):
         self._lock = threading.Lock()
         self._allocated = False
         self._forwarding = forward(program)
-        self._steps, _ = self._block(0, None)
+        self._segments = self._prepare()
         self._results = [self(result) for result in program.results]
         external = ("argument", "output")
         self._bound = [
@@ -358,17 +365,32 @@ class Plan(Machine):
 
     # --- preparing --------------------------------------------------------------------------
 
-    def _block(self, position: int, closing: str | None) -> tuple[list[Run], int]:
-        """The steps from `position` to the end of the block, and the position after it."""
+    def _prepare(self) -> list[list[list[Run]]]:
+        """The segments of the schedule, each with the steps of its workers."""
+        segments = schedule(self.program, self._forwarding, workers())
+        chains = accumulator_chains(self.program)
+        prepared = []
+        for segment in segments:
+            lanes = []
+            for self._worker, units in enumerate(segment.lanes):
+                steps: list[Run] = []
+                for unit in units:
+                    self._chain = chains.get(unit.first, 0)
+                    steps += self._block(unit.first, unit.last + 1)
+                lanes.append(steps)
+            self._worker = 0
+            prepared.append(lanes)
+        return prepared
+
+    def _block(self, position: int, stop: int) -> list[Run]:
+        """The steps of the instructions from `position` up to `stop`, loops as one step."""
         steps: list[Run] = []
         instructions = self.program.instructions
-        while position < len(instructions):
+        while position < stop:
             instruction = instructions[position]
-            name = instruction.spec.name
-            if name == closing:
-                return steps, position
-            if name in LOOPS:
-                body, end = self._block(position + 1, LOOPS[name])
+            if instruction.spec.name in LOOPS:
+                end = end_of(instructions, position)
+                body = self._block(position + 1, end)
                 if instruction.peer is None or instruction.core == 0:
                     steps.append(self._loop(instruction, body, instructions[end]))
                 else:  # the other core's begin of a loop that both run
@@ -378,7 +400,7 @@ class Plan(Machine):
             if position not in self._forwarding.skipped:
                 steps.append(self.lower(instruction))
             position += 1
-        return steps, position
+        return steps
 
     def _loop(self, begin: Instruction, body: list[Run], end: Instruction) -> Run:
         registers = [self.register(begin["register"])]
@@ -443,8 +465,15 @@ class Plan(Machine):
         with self._lock, np.errstate(all="ignore"):
             self._bind(arguments)
             views = self.views
-            for step in self._steps:
-                step(views)
+            for lanes in self._segments:
+                others = [_pool().submit(_run_lane, lane, views) for lane in lanes[1:]]
+                try:
+                    for step in lanes[0]:
+                        step(views)
+                finally:
+                    wait(others)
+                for other in others:
+                    other.result()
             results = [views[slot] for slot in self._results]
             if not self.precise:
                 self._write_back(arguments)
@@ -497,6 +526,19 @@ class Plan(Machine):
             if tensor is not None and tensor.storage.index in self.memory:
                 self.views[slot] = self.resolve(tensor, self.memory[tensor.storage.index])
         self._allocated = True
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for the segments that use more than one."""
+    return ThreadPoolExecutor(max(1, workers() - 1), "nki-simulator")
+
+
+def _run_lane(steps: list[Run], views: list[Array]) -> None:
+    """One worker's steps, in its thread."""
+    with np.errstate(all="ignore"):
+        for step in steps:
+            step(views)
 
 
 def _divergent(begin: Instruction, found: list[int]) -> NkiValidationError:

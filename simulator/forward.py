@@ -67,6 +67,8 @@ class Forwarding:
 
     aliases: dict[int, Alias] = field(default_factory=dict)
     skipped: set[int] = field(default_factory=set)
+    disjoint_outputs: set[int] = field(default_factory=set)
+    """Outputs that are only copied to, each element once, and never read."""
 
     def root(self, tensor: NkiTensor) -> NkiTensor:
         """Where a view's elements really are."""
@@ -101,6 +103,11 @@ def forward(program: Program) -> Forwarding:
                 _keep_alive(alias, uses)
                 found.aliases[dst.storage.index] = alias
                 found.skipped.add(position)
+    found.disjoint_outputs = {
+        storage.index
+        for storage, use in zip(program.storages, uses, strict=True)
+        if storage.role == "output" and _is_disjoint(storage, use)
+    }
     for position, dst, src in stores:
         if _computes_in_place(dst, src, position, uses, found):
             alias = _alias(src.storage, dst, False)
@@ -197,15 +204,18 @@ def _keep_alive(alias: Alias, uses: list[_Uses]) -> None:
     root.reads += uses[alias.storage.index].reads
 
 
+def _is_disjoint(storage: Storage, use: _Uses) -> bool:
+    """All elements are written (the check says so), as many as there are: no overlap."""
+    return not use.reads and use.plain and use.copies_only and use.written_elements == storage.size
+
+
 def _computes_in_place(
     dst: NkiTensor, src: NkiTensor, position: int, uses: list[_Uses], found: Forwarding
 ) -> bool:
     """Whether a tile can be computed where it would be stored."""
-    output, tile = uses[dst.storage.index], uses[src.storage.index]
+    tile = uses[src.storage.index]
     return (
-        not output.reads
-        and output.copies_only
-        and output.written_elements == dst.storage.size  # all written, so no overlap
+        dst.storage.index in found.disjoint_outputs
         and src.storage.role == "temporary"
         and src.buffer is MemoryRegion.sbuf
         and src.storage.address is None

@@ -43,13 +43,16 @@ def _lifetimes(program: Program) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     touched: dict[int, set[int]] = {}  # a loop's begin -> storages from outside it
-    stack: list[tuple[int, int]] = []  # (begin position, register of the loop)
+    stack: list[tuple[int, set[int]]] = []  # (begin position, numbers of the loop)
     ends = set(LOOPS.values())
     for position, instruction in enumerate(program.instructions):
         if instruction.engine == "control":
             name = instruction.spec.name
-            if name in LOOPS:
-                stack.append((position, instruction["register"].index))
+            if instruction.core and instruction.peer is not None:  # a loop of both cores
+                if name in LOOPS:
+                    stack[-1][1].add(instruction["number"])
+            elif name in LOOPS:
+                stack.append((position, {instruction["number"]}))
                 touched[position] = set()
             elif name in ends:
                 begin, _ = stack.pop()
@@ -63,9 +66,8 @@ def _lifetimes(program: Program) -> list[Lifetime]:
                 first[index] = position
             last[index] = position
             if stack:
-                inside = [loop for _, loop in stack]
                 scope = tensor.storage.scope
-                outer = inside.index(scope) + 1 if scope in inside else 0
+                outer = next((at + 1 for at, (_, s) in enumerate(stack) if scope in s), 0)
                 for begin, _ in stack[outer:]:
                     touched[begin].add(index)
     found = [Lifetime(program.storages[i], first[i], last[i]) for i in first]

@@ -46,7 +46,7 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
             _check_meeting(one, other)
         one.peer, other.peer = other, one
         if one.spec.name in LOOPS:
-            ends = [_end_of(streams[core], positions[core]) for core in (0, 1)]
+            ends = [end_of(streams[core], positions[core]) for core in (0, 1)]
             bodies = [streams[c][positions[c] + 1 : ends[c]] for c in (0, 1)]
             last = [streams[c][ends[c]] for c in (0, 1)]
             last[0].peer, last[1].peer = last[1], last[0]
@@ -64,7 +64,7 @@ def _advance(stream: list[Instruction], position: int, merged: list[Instruction]
         if name in MEETINGS:
             return position
         if name in LOOPS:
-            end = _end_of(stream, position)
+            end = end_of(stream, position)
             if any(i.spec.name in MEETINGS for i in stream[position:end]):
                 return position
             merged += stream[position : end + 1]
@@ -75,7 +75,7 @@ def _advance(stream: list[Instruction], position: int, merged: list[Instruction]
     return position
 
 
-def _end_of(stream: list[Instruction], begin: int) -> int:
+def end_of(stream: list[Instruction], begin: int) -> int:
     """The position of the control instruction that ends the loop at `begin`."""
     depth = 0
     for position in range(begin, len(stream)):

@@ -112,6 +112,8 @@ class InstructionSpec:
     """The first `nki` version that has it."""
     parameters_since: dict[str, str] = field(default_factory=dict)
     """The first version of parameters that came later."""
+    serial: bool = False
+    """It has effects beyond its tensors (random state, output, other cores): keeps its place."""
     resolve: Callable[[Program, Instruction], None] | None = None
     """Runs first: fixes operands that depend on what came before (engine, accumulate)."""
     parts: Callable[[Instruction, str, NkiTensor], list[NkiTensor]] | None = None
