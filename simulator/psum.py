@@ -35,7 +35,7 @@ _MOST_PARTS = 64
 class _Record:
     """The states of one storage's bytes: of disjoint parts and of the rest, or of each byte."""
 
-    __slots__ = ("boxes", "covered", "mask", "parts", "rest", "storage")
+    __slots__ = ("boxes", "covered", "mask", "parts", "rest", "storage", "whole")
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -45,16 +45,21 @@ class _Record:
         self.boxes: dict[Any, tuple[int, int, int, int]] = {}
         self.covered = 0
         self.mask: Any = None
+        self.whole: set[Any] = set()
+        """Views known to cover everything."""
 
     def change(self, tensor: NkiTensor, after: tuple[int, ...]) -> int:
         """Move a view's states on; gives the states before, as bits."""
         key = _key(tensor)
-        before = self.parts.get(key)
+        before = None if tensor.dynamic is not None else self.parts.get(key)
         if before is not None:
             self.parts[key] = after[before]
             return 1 << before
+        if tensor.dynamic is not None or key in self.whole:
+            return self._change_all(after)
         size = tensor.size * tensor.dtype.itemsize
-        if tensor.dynamic is not None or (size == self.storage.bytes and tensor.is_contiguous()):
+        if size == self.storage.bytes and tensor.is_contiguous():
+            self.whole.add(key)
             return self._change_all(after)
         if self.mask is None:
             box = _box(self.storage, tensor)
@@ -187,9 +192,8 @@ class PsumState:
             positions = self._positions[spec] = _positions(spec)
         for position, after in positions:
             value = instruction.operands[position]
-            for tensor in value if isinstance(value, tuple | list) else (value,):
-                if tensor.__class__ is NkiTensor and tensor.storage.buffer is MemoryRegion.psum:
-                    self._change(tensor, after)
+            if value.__class__ is NkiTensor and value.storage.buffer is MemoryRegion.psum:
+                self._change(value, after)
 
     def snapshot(self) -> dict[int, _Record]:
         """The states, to come back to with `restore`."""
