@@ -8,6 +8,7 @@ often as the device would. Source: nki_facts.md §1.4, §2.11, §6.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from simulator.context import current_program, feature
@@ -42,7 +43,19 @@ def _check_bounds(**bounds: Any) -> None:
         )
 
 
-def _enter(program: Program) -> None:
+@contextmanager
+def no_reorder() -> Iterator[None]:
+    """`with nl.no_reorder():` keeps the order of its instructions. Replay keeps every order."""
+    program = current_program()
+    outer, program.no_reorder = program.no_reorder, True
+    try:
+        yield
+    finally:
+        program.no_reorder = outer
+
+
+def _enter(program: Program) -> int:
+    """Open a loop; returns its number."""
     if program.no_reorder:
         raise refuse(
             "loop-in-no-reorder",
@@ -51,6 +64,7 @@ def _enter(program: Program) -> None:
         )
     if program.loops:
         feature("nested dynamic loops", since="0.6")
+    return program.open_loop()
 
 
 def _values(program: Program, start: Any, stop: Any, step: int) -> range:
@@ -80,8 +94,8 @@ def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Virtu
 
 
 def _dynamic_range(program: Program, start: Any, stop: Any, step: int) -> Iterator[VirtualRegister]:
-    _enter(program)
-    file, line = kernel_location()
+    number = _enter(program)
+    where = kernel_location()
     register = program.register(frozen=True)
     finished = False
     try:
@@ -90,27 +104,26 @@ def _dynamic_range(program: Program, start: Any, stop: Any, step: int) -> Iterat
                 program.eager.set_register(register, value)
                 yield register
         else:
-            program.loops.append(register.index)
-            loop(register=register, start=start, stop=stop, step=step)
+            loop(register=register, start=start, stop=stop, step=step, number=number)
             yield register
-            _end(program, register)
         finished = True
     finally:
         if not finished:  # left by break, return or an error
-            program.violations.append(
-                Violation(
-                    "loop-break",
-                    "break not allowed within dynamic loop",
-                    "Use a predicate or nl.while_loop; a dynamic loop runs to its end",
-                    file,
-                    line,
-                )
-            )
+            _left(program, where)
+        if program.eager is None:
+            end_loop(register=register)
+        program.close_loop(number)
 
 
-def _end(program: Program, register: VirtualRegister) -> None:
-    end_loop(register=register)
-    program.loops.pop()
+def _left(program: Program, where: tuple[str, int]) -> None:
+    program.violations.append(
+        Violation(
+            "loop-break",
+            "break not allowed within dynamic loop",
+            "Use a predicate or nl.while_loop; a dynamic loop runs to its end",
+            *where,
+        )
+    )
 
 
 def fori_loop(
@@ -127,17 +140,17 @@ def fori_loop(
     _check_bounds(lower=lower, upper=upper, step=step)
     feature("nl.fori_loop", since="0.6")
     program = current_program()
-    _enter(program)
+    number = _enter(program)
     register = program.register(frozen=True)
     if program.eager is not None:
         for value in _values(program, lower, upper, step):
             program.eager.set_register(register, value)
             _returns_nothing(body_fun(register))
-        return
-    program.loops.append(register.index)
-    loop(register=register, start=lower, stop=upper, step=step)
-    _returns_nothing(body_fun(register))
-    _end(program, register)
+    else:
+        loop(register=register, start=lower, stop=upper, step=step, number=number)
+        _returns_nothing(body_fun(register))
+        end_loop(register=register)
+    program.close_loop(number)
 
 
 def _returns_nothing(value: Any) -> None:
@@ -160,27 +173,21 @@ def while_loop(init: VirtualRegister, body_fun: Callable[[Any], VirtualRegister]
     """
     feature("nl.while_loop", since="0.6")
     program = current_program()
-    _enter(program)
-    register: Any = init
-    if not isinstance(register, VirtualRegister):
-        raise _no_register(register)
+    register = _checked(init)
+    number = _enter(program)
     if program.eager is not None:
         while program.eager_register(register):
-            register = body_fun(register)
-            if not isinstance(register, VirtualRegister):
-                raise _no_register(register)
-        return
-    program.loops.append(register.index)
-    while_begin(register=register)
-    following = body_fun(register)
-    if not isinstance(following, VirtualRegister):
-        raise _no_register(following)
-    end_while(register=register, following=following)
-    program.loops.pop()
+            register = _checked(body_fun(register))
+    else:
+        while_begin(register=register, number=number)
+        end_while(register=register, following=_checked(body_fun(register)))
+    program.close_loop(number)
 
 
-def _no_register(value: Any) -> Exception:
-    return refuse(
+def _checked(value: Any) -> VirtualRegister:
+    if isinstance(value, VirtualRegister):
+        return value
+    raise refuse(
         "loop-body",
         f"nl.while_loop tests a register, not a {type(value).__name__}",
         "Give a register, and return the next one from the body",
@@ -190,17 +197,24 @@ def _no_register(value: Any) -> Exception:
 
 
 def while_statement(program: Program, register: VirtualRegister) -> bool:
-    """`while register:`, called at each test: opens the loop, then closes it."""
-    if program.eager is not None:
-        return bool(program.eager_register(register))
-    if register.open_loop:
-        register.open_loop = False
+    """`while register:`, called at each test: opens the loop, then closes it.
+
+    In eager mode it is called once more for each iteration.
+    """
+    where = kernel_location()
+    if register.open_loop is None or register.open_loop[1] != where:
+        if register.open_loop is not None:  # that one was left by break or return
+            _left(program, register.open_loop[1])
+        feature("while register", until="0.6")
+        register.open_loop = (_enter(program), where)
+        if program.eager is None:
+            while_begin(register=register, number=register.open_loop[0])
+            return True
+    if program.eager is not None and program.eager_register(register):
+        return True
+    number, _ = register.open_loop
+    register.open_loop = None
+    if program.eager is None:
         end_while(register=register, following=register)
-        program.loops.pop()
-        return False
-    feature("while register", until="0.6")
-    _enter(program)
-    register.open_loop = True
-    program.loops.append(register.index)
-    while_begin(register=register)
-    return True
+    program.close_loop(number)
+    return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.context import VERSIONS
 from simulator.errors import NkiValidationError, Violation, kernel_location, refuse
 from simulator.psum import PsumState
-from simulator.registers import REGISTERS, VirtualRegister
+from simulator.registers import VirtualRegister
 from simulator.targets import Target
 from simulator.tensor import MemoryRegion, NkiTensor, Storage, row_major
 
@@ -81,6 +81,18 @@ class Instruction:
         parts = self.spec.parts
         if parts is not None:
             return [(name, part) for name, whole in found for part in parts(self, name, whole)]
+        return found
+
+    def registers(self) -> list[tuple[str, VirtualRegister]]:
+        """The registers among its operands and in their addresses, by operand name."""
+        found: list[tuple[str, VirtualRegister]] = []
+        for name, value in zip(self.spec.parameters, self.operands, strict=True):
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, VirtualRegister):
+                    found.append((name, item))
+                elif isinstance(item, NkiTensor) and item.dynamic is not None:
+                    indices = [scalar.index for scalar in item.dynamic.scalars]
+                    found += [(name, i) for i in indices if isinstance(i, VirtualRegister)]
         return found
 
     def __str__(self) -> str:
@@ -162,7 +174,7 @@ class Program:
     eager: Eager | None = None
     """Executes each instruction as it is emitted."""
     loops: list[int] = field(default_factory=list)
-    """The open dynamic loops, by the index of their register."""
+    """The open dynamic loops, by number."""
     no_reorder: bool = False
     """Inside `nl.no_reorder()`."""
     _written: frozenset[str] | None = None
@@ -170,7 +182,6 @@ class Program:
     """What `lifetimes.lifetimes` found, and for how many instructions."""
     psum: PsumState = field(default_factory=PsumState)
     _shared: list[list[NkiTensor]] = field(default_factory=lambda: [[], []])
-    _registers: list[int] = field(default_factory=lambda: [0, 0])
     _loop_count: int = 0
 
     # --- building ---------------------------------------------------------------------
@@ -223,20 +234,20 @@ class Program:
         """A new register of the core being traced."""
         register = VirtualRegister(self, self.registers, frozen)
         self.registers += 1
-        self._registers[self.core] += 1
-        if self._registers[self.core] == REGISTERS + 1:
-            self.violations.append(
-                _violation(
-                    "register-limit",
-                    "the kernel needs more registers than an engine's sequencer has",
-                    "Reuse registers with nisa.register_move",
-                    limit=str(REGISTERS),
-                    value=f"more than {REGISTERS}",
-                )
-            )
         if self.eager is not None:
             self.eager.add_register(register)
         return register
+
+    def open_loop(self) -> int:
+        """Enter a dynamic loop; returns its number."""
+        self._loop_count += 1
+        self.loops.append(self._loop_count)
+        return self._loop_count
+
+    def close_loop(self, number: int) -> None:
+        """Leave a dynamic loop, and any inside it that were left by break or return."""
+        while self.loops and self.loops.pop() != number:
+            pass
 
     def eager_register(self, register: VirtualRegister) -> int | None:
         """A register's present value in eager mode, else None."""
@@ -264,12 +275,32 @@ class Program:
         instruction.core = self.core
         found = len(self.violations)
         spec.prepare(self, instruction)
+        if self._loop_count:
+            self._check_scopes(instruction)
         self.instructions.append(instruction)
         if self.eager is not None:
             if len(self.violations) > found:
                 self.raise_violations()
             self.eager.execute(instruction)
         return instruction
+
+    def _check_scopes(self, instruction: Instruction) -> None:
+        """Nothing made in a dynamic loop's body is used outside it (nki_facts.md §6.4)."""
+        used = [(name, t.storage.scope, t.name) for name, t in instruction.reads()]
+        used += [(name, t.storage.scope, t.name) for name, t in instruction.writes()]
+        used += [(name, r.loop, f"r{r.index}") for name, r in instruction.registers()]
+        for operand, scope, name in used:
+            if scope is not None and scope not in self.loops:
+                self.report(
+                    instruction,
+                    "loop-scope",
+                    f"`{name}` was made in the body of a dynamic loop that is over",
+                    "Allocate it before the loop",
+                    operand=operand,
+                    limit="inside the loop",
+                    value="outside",
+                )
+                return
 
     def report(
         self, instruction: Instruction, rule: str, message: str, mend: str, **details: str
@@ -352,11 +383,6 @@ class Program:
     def macs(self) -> int:
         """Multiply-accumulates on the Tensor engine."""
         return sum(i.spec.macs(i) for i in self.instructions if i.spec.macs is not None)
-
-
-def _violation(rule: str, message: str, mend: str, **details: str) -> Violation:
-    file, line = kernel_location()
-    return Violation(rule, message, mend, file, line, **details)
 
 
 def _at(

@@ -5,7 +5,10 @@ Source: nki_facts.md §2.9, §6.4.
 
 from __future__ import annotations
 
+import dis
+import functools
 import sys
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from simulator.errors import refuse
@@ -20,14 +23,17 @@ REGISTERS = 64
 class VirtualRegister:
     """A register. Its value is known on the device only; eager mode shows it."""
 
-    __slots__ = ("frozen", "index", "open_loop", "program")
+    __slots__ = ("frozen", "index", "loop", "open_loop", "program")
 
     def __init__(self, program: Program, index: int, frozen: bool = False) -> None:
         """`frozen`: a loop's induction variable, which nothing may write."""
         self.program = program
         self.index = index
         self.frozen = frozen
-        self.open_loop = False
+        self.loop = program.loops[-1] if frozen else None
+        """The loop whose variable it is."""
+        self.open_loop: tuple[int, tuple[str, int]] | None = None
+        """The `while` statement that tests it now: its number and line."""
 
     @property
     def value(self) -> int | None:
@@ -39,7 +45,7 @@ class VirtualRegister:
 
     def __bool__(self) -> bool:
         """`while register:` is a loop of the device; any other truth value is unknown."""
-        if self.open_loop or _is_while_statement():
+        if _is_while_statement(sys._getframe(1)):
             return self.program.while_register(self)
         raise _unknown("the truth value")
 
@@ -52,13 +58,31 @@ class VirtualRegister:
         raise _unknown("iteration")
 
 
-def _is_while_statement() -> bool:
-    """Whether the kernel's current line is a `while`."""
-    import linecache
+def _is_while_statement(frame: FrameType) -> bool:
+    """Whether a frame tests exactly one value to decide on another round of a `while`.
 
-    frame = sys._getframe(2)
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return line.strip().startswith("while")
+    Python compiles `while x:` to a test before the body and one after it that jumps back, both
+    on the line of the `while`.
+    """
+    code = frame.f_code
+    tests = _tests(code).get(frame.f_lineno, [])
+    names = [name for _, name in tests]
+    return names == _WHILE and frame.f_lasti in [at for at, _ in tests]
+
+
+_WHILE = ["POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_BACKWARD_IF_TRUE"]
+
+
+@functools.cache
+def _tests(code: CodeType) -> dict[int, list[tuple[int, str]]]:
+    """The conditional jumps of a function: line -> (offset, name)."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    line = code.co_firstlineno
+    for step in dis.get_instructions(code):
+        line = step.starts_line or line
+        if step.opname.startswith("POP_JUMP"):
+            found.setdefault(line, []).append((step.offset, step.opname))
+    return found
 
 
 def _unknown(what: str) -> Exception:

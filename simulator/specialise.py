@@ -168,9 +168,9 @@ def _trace(program: Program, function: Callable[..., Any], values: dict[str, Any
     if program.loops:
         program.violations.append(
             Violation(
-                "register-value",
-                "a register's truth value was used outside `while register:`",
-                "Only a while statement may test a register",
+                "loop-break",
+                "break not allowed within dynamic loop",
+                "Let the `while register:` run to its end; clear the register to stop it",
                 *_definition(function),
             )
         )
@@ -237,6 +237,18 @@ def _take_results(program: Program, function: Callable[..., Any], returned: Any)
                     result.storage.line,
                     limit="shared_hbm",
                     value=result.buffer.value,
+                )
+            )
+        elif result.storage.scope is not None:
+            program.violations.append(
+                Violation(
+                    "loop-scope",
+                    f"returned tensor `{result.name}` was made in the body of a dynamic loop",
+                    "Allocate it before the loop",
+                    result.storage.file,
+                    result.storage.line,
+                    limit="inside the loop",
+                    value="outside",
                 )
             )
         elif result.storage.role == "temporary":

@@ -26,9 +26,12 @@ def _block(instruction: Instruction, slots: Slots) -> Run:
 
 
 @instruction(operands={}, engines=("control",), lower=_block, cost="0", source="§2.11")
-def loop(register: Any, start: Any, stop: Any, step: int) -> tuple[Any, ...]:
-    """Begin of a counted loop: `register` takes start, start + step, … below stop."""
-    return register, start, stop, step
+def loop(register: Any, start: Any, stop: Any, step: int, number: int) -> tuple[Any, ...]:
+    """Begin of a counted loop: `register` takes start, start + step, … below stop.
+
+    `number` tells the Program's loops apart (`Storage.scope`).
+    """
+    return register, start, stop, step, number
 
 
 @instruction(operands={}, engines=("control",), lower=_block, cost="0", source="§2.11")
@@ -38,9 +41,9 @@ def end_loop(register: Any) -> tuple[Any, ...]:
 
 
 @instruction(operands={}, engines=("control",), lower=_block, cost="0", source="§2.11")
-def while_begin(register: Any) -> tuple[Any, ...]:
+def while_begin(register: Any, number: int) -> tuple[Any, ...]:
     """Begin of a loop that runs while `register` is not zero."""
-    return (register,)
+    return register, number
 
 
 @instruction(operands={}, engines=("control",), lower=_block, cost="0", source="§2.11")
@@ -152,13 +155,18 @@ def register_store(dst: Any, src: Any) -> tuple[Any, ...]:
     return dst, src
 
 
-def register_alloc(x: int | None = None) -> VirtualRegister:
-    """A new register, set to the integer `x` if given.
+def register_alloc(x: Any = None) -> VirtualRegister:
+    """A new register; without a value if `x` is None.
+
+    Args:
+        x: the integer it starts with, or (as public kernels do) a tensor of one element.
 
     Raises:
-        NkiValidationError: x is no integer.
+        NkiValidationError: x is something else.
     """
-    if x is not None and (isinstance(x, bool) or not isinstance(x, int | np.integer)):
+    if x is not None and (
+        isinstance(x, bool) or not isinstance(x, int | np.integer | NkiTensor | VirtualRegister)
+    ):
         raise refuse(
             "operand",
             f"register_alloc of a {type(x).__name__}",
@@ -169,5 +177,8 @@ def register_alloc(x: int | None = None) -> VirtualRegister:
             value=repr(x),
         )
     register = current_program().register()
-    register_move(dst=register, src=0 if x is None else int(x))
+    if isinstance(x, NkiTensor):
+        register_load(dst=register, src=x)
+    elif x is not None:
+        register_move(dst=register, src=x if isinstance(x, VirtualRegister) else int(x))
     return register
