@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from simulator.arena import pack
 from simulator.errors import NkiValidationError, Violation
 from simulator.forward import Forwarding, forward
 from simulator.instructions.control import LOOPS, wrap32
 from simulator.instructions.table import Array, Run
-from simulator.lifetimes import pack
 from simulator.lnc import end_of
 from simulator.numerics import physical
 from simulator.program import Instruction, Program
@@ -367,10 +367,10 @@ class Plan(Machine):
 
     def _prepare(self) -> list[list[list[Run]]]:
         """The segments of the schedule, each with the steps of its workers."""
-        segments = schedule(self.program, self._forwarding, workers())
+        self._schedule = schedule(self.program, self._forwarding, workers())
         chains = accumulator_chains(self.program)
         prepared = []
-        for segment in segments:
+        for segment in self._schedule:
             lanes = []
             for self._worker, units in enumerate(segment.lanes):
                 steps: list[Run] = []
@@ -514,7 +514,7 @@ class Plan(Machine):
                 array[...] = held.view(np.float32).reshape(array.shape).astype(array.dtype)
 
     def _allocate(self) -> None:
-        addresses, size = pack(self.program, self.bytes_of, self._forwarding)
+        addresses, size = pack(self.program, self.bytes_of, self._forwarding, self._schedule)
         arena = np.zeros(size, np.uint8)
         for storage in self.program.storages:
             if storage.role == "constant":

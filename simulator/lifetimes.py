@@ -1,10 +1,8 @@
-"""When storages live, how much memory that takes, and where the simulator puts them."""
+"""When storages live, and how much memory of the chip that takes."""
 
 from __future__ import annotations
 
 import heapq
-from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,10 +10,7 @@ from simulator.instructions.control import LOOPS
 from simulator.tensor import MemoryRegion, Storage
 
 if TYPE_CHECKING:
-    from simulator.forward import Forwarding
     from simulator.program import Program
-
-_ALIGNMENT = 64  # bytes: a cache line
 
 
 @dataclass(frozen=True)
@@ -112,47 +107,3 @@ def peak_bytes_per_partition(program: Program, buffer: MemoryRegion) -> tuple[in
     """The most bytes per partition of SBUF or PSUM that live at once on any core."""
     peaks = [peak(program, in_region(program, buffer, core)) for core in range(program.lnc)]
     return max(peaks, key=lambda found: found[0])
-
-
-def pack(
-    program: Program, bytes_of: Callable[[Storage], int], forwarding: Forwarding
-) -> tuple[dict[int, int], int]:
-    """First-fit addresses for all temporaries, reusing bytes whose tensor has died.
-
-    A storage that is a view of another takes no memory, and keeps the other alive.
-
-    Returns:
-        Storage index -> byte address in one arena, and the arena's size in bytes.
-    """
-    spans: dict[int, list[int]] = {}
-    for lifetime in lifetimes(program):
-        storage = lifetime.storage
-        alias = forwarding.aliases.get(storage.index)
-        while alias is not None:
-            storage = alias.root.storage
-            alias = forwarding.aliases.get(storage.index)
-        span = spans.setdefault(storage.index, [lifetime.first, lifetime.last])
-        span[0], span[1] = min(span[0], lifetime.first), max(span[1], lifetime.last)
-    addresses: dict[int, int] = {}
-    size = 0
-    live: list[tuple[int, int, int]] = []  # (start, end, last use)
-    for index, (first, last) in sorted(spans.items(), key=lambda item: item[1][0]):
-        storage = program.storages[index]
-        if storage.role != "temporary":
-            continue
-        live = [block for block in live if block[2] >= first]
-        needed = -(-bytes_of(storage) // _ALIGNMENT) * _ALIGNMENT
-        start = 0
-        for block_start, block_end, _ in live:
-            if block_start - start >= needed:
-                break
-            start = max(start, block_end)
-        insort(live, (start, start + needed, last))
-        addresses[index] = start
-        size = max(size, start + needed)
-    for storage in program.storages:  # never touched: an empty result, say
-        placed = storage.index in addresses or storage.index in forwarding.aliases
-        if storage.role == "temporary" and not placed:
-            addresses[storage.index] = 0
-            size = max(size, bytes_of(storage))
-    return addresses, size
