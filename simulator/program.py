@@ -275,6 +275,7 @@ class Program:
         instruction.core = self.core
         found = len(self.violations)
         spec.prepare(self, instruction)
+        self.psum.note(instruction)
         if self._loop_count:
             self._check_scopes(instruction)
         self.instructions.append(instruction)

@@ -24,6 +24,7 @@ matmul, and written by another instruction since."""
 # What a state becomes: state before -> state after.
 _BY_MATMUL = (MATMUL,) * 5
 _BY_OTHER = (OTHER, REPLACED, OTHER, REPLACED, REPLACED)
+_UNCHANGED = (UNWRITTEN, MATMUL, OTHER, EVICTED, REPLACED)
 _BY_READ = (UNWRITTEN, EVICTED, OTHER, EVICTED, REPLACED)
 
 HOLDS_A_SUM = 1 << MATMUL | 1 << EVICTED
@@ -162,6 +163,8 @@ class PsumState:
     def __init__(self) -> None:
         self._records: dict[int, _Record] = {}
         self._positions: dict[InstructionSpec, tuple[tuple[int, tuple[int, ...]], ...]] = {}
+        self.warned: set[tuple[str, int]] = set()
+        """Lines that were warned about."""
 
     def _change(self, tensor: NkiTensor, after: tuple[int, ...]) -> int:
         storage = tensor.storage
@@ -172,11 +175,15 @@ class PsumState:
 
     def states(self, tensor: NkiTensor) -> int:
         """The states found among a view's locations, as bits: 1 << MATMUL | …."""
-        return self._change(tensor, (UNWRITTEN, MATMUL, OTHER, EVICTED, REPLACED))
+        return self._change(tensor, _UNCHANGED)
 
     def matmul(self, tensor: NkiTensor) -> int:
         """A matmul writes a view; gives the states before, as bits."""
         return self._change(tensor, _BY_MATMUL)
+
+    def transposed(self, tensor: NkiTensor) -> None:
+        """The Tensor engine writes a view in transpose mode, which starts no sum."""
+        self._change(tensor, _BY_OTHER)
 
     def holds_sum(self, tensor: NkiTensor) -> Any:
         """bool[tensor.shape]: which of a view's locations a matmul may add to."""

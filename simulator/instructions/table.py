@@ -242,7 +242,9 @@ def _signature(program: Program, instruction: Instruction) -> Any:
             parts.append((value.shape, value.strides, value.dtype, storage.buffer, place))
             if storage.buffer is MemoryRegion.psum:
                 parts.append((value.offset, storage.dtype, storage.shape, storage.address))
-        elif isinstance(value, list | tuple | dict):
+        elif isinstance(value, list | tuple | dict) and not (
+            value.__class__ is tuple and all(item.__class__ is int for item in value)
+        ):
             return None
         else:
             parts.append((value.__class__, value))
