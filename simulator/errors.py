@@ -51,6 +51,10 @@ class NkiValidationError(AssertionError):
         super().__init__(head + "\n".join(map(str, violations)))
 
 
+class NkiLaxWarning(UserWarning):
+    """A kernel runs on the simulator that no compiler of NKI 0.3 to 0.7 would take."""
+
+
 def kernel_location() -> tuple[str, int]:
     """File and line of the kernel's code that called into the simulator."""
     frame = sys._getframe(1)

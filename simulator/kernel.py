@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from simulator.arguments import Call
-from simulator.context import CURRENT, feature
-from simulator.errors import refuse
+from simulator.context import CURRENT
+from simulator.errors import NkiLaxWarning, NkiValidationError, refuse
 from simulator.execute import Plan, precise
 from simulator.program import Program
 from simulator.specialise import run_eagerly, specialise
@@ -57,22 +58,26 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on NumPy arrays (NumPy results) or CPU torch tensors (torch results)."""
         if CURRENT.get() is not None:  # inlined into the kernel that calls it
-            feature("a jitted kernel called by a kernel", since="0.7")
             return self.function(*args, **kwargs)
         call = Call(self._bind(args, kwargs))
         if self.eager:
             program, results = run_eagerly(self.function, call.specs, call.arrays, current_target())
             return call.finish(program, results)
         plan = self._plan(call.specs)
+        for violation in plan.program.lax:
+            warnings.warn(str(violation), NkiLaxWarning, stacklevel=2)
         return call.finish(plan.program, plan.run(call.arrays))
 
     def specialise(self, *args: Any, target: Target | None = None, **kwargs: Any) -> Program:
         """The Program for arguments given as TensorSpec, arrays, tensors or plain values.
 
         Raises:
-            NkiValidationError: what the checks found.
+            NkiValidationError: what the checks found, and what a call only warns of.
         """
-        return self._plan(Call(self._bind(args, kwargs)).specs, target).program
+        program = self._plan(Call(self._bind(args, kwargs)).specs, target).program
+        if program.lax:
+            raise NkiValidationError(list(dict.fromkeys(program.lax)))
+        return program
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -167,6 +167,9 @@ class Program:
     features: dict[str, Feature] = field(default_factory=dict)
     """What only some `nki` versions have."""
     violations: list[Violation] = field(default_factory=list)
+    lax: list[Violation] = field(default_factory=list)
+    """What the compilers of 0.3 to 0.7 refuse, but older ones or AWS's simulator let through: a
+    check refuses it, a call runs it with a warning."""
     warnings: list[Violation] = field(default_factory=list)
     """What runs, but is not what it seems or not what hardware does well."""
     core: int = 0
@@ -308,6 +311,12 @@ class Program:
     ) -> None:
         """Note a violation of `instruction`."""
         self.violations.append(_at(instruction, rule, message, mend, details))
+
+    def tolerate(
+        self, instruction: Instruction, rule: str, message: str, mend: str, **details: str
+    ) -> None:
+        """Note what only older compilers or AWS's simulator let through."""
+        self.lax.append(_at(instruction, rule, message, mend, details))
 
     def warn(
         self, instruction: Instruction, rule: str, message: str, mend: str, **details: str

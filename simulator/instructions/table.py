@@ -139,7 +139,7 @@ class InstructionSpec:
         Raises:
             NkiValidationError: a tensor operand is no tensor, or an enumeration no member.
         """
-        self._check_kinds(instruction)
+        self._check_kinds(program, instruction)
         if self.resolve is not None:
             self.resolve(program, instruction)
         self._choose_engine(program, instruction)
@@ -160,7 +160,7 @@ class InstructionSpec:
             for parameter in self.parameters_since
         )
 
-    def _check_kinds(self, instruction: Instruction) -> None:
+    def _check_kinds(self, program: Program, instruction: Instruction) -> None:
         operands = instruction.operands
         for name in self.tensors:
             value = operands[self.index[name]]
@@ -179,15 +179,25 @@ class InstructionSpec:
             )
         for position, kind in self.enums:
             if operands[position].__class__ is not kind:
-                raise refuse(
-                    "enum",
-                    f"{self.parameters[position]} must be a member of nisa.{kind.__name__}",
-                    f"Write nisa.{kind.__name__}.NAME; numbers and strings are refused",
-                    instruction=self.name,
-                    operand=self.parameters[position],
-                    limit=", ".join(member.name for member in kind),
-                    value=repr(operands[position]),
-                )
+                self._check_enum(program, instruction, position, kind)
+
+    def _check_enum(
+        self, program: Program, instruction: Instruction, position: int, kind: type[Enum]
+    ) -> None:
+        """A number or name in place of a member: NKI 0.2 took it, 0.3 and later do not."""
+        given, parameter = instruction.operands[position], self.parameters[position]
+        details = {
+            "operand": parameter,
+            "limit": ", ".join(member.name for member in kind),
+            "value": repr(given),
+        }
+        message = f"{parameter} must be a member of nisa.{kind.__name__}"
+        mend = f"Write nisa.{kind.__name__}.NAME; numbers and strings are refused since NKI 0.3"
+        member = next((m for m in kind if given in (m.value, m.name)), None)
+        if member is None or isinstance(given, bool):
+            raise refuse("enum", message, mend, instruction=self.name, **details)
+        instruction.set(parameter, member)
+        program.tolerate(instruction, "enum", message, mend, **details)
 
     def _note_versions(self, instruction: Instruction) -> None:
         if self.since != "0.3":
