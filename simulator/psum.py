@@ -153,6 +153,16 @@ def _bits(states: Any) -> int:
     return sum(1 << int(state) for state in np.unique(states))
 
 
+class PartlyStarted:
+    """`accumulate` where only some locations hold a sum already: add there, overwrite elsewhere."""
+
+    def __init__(self, mask: np.ndarray[Any, Any]) -> None:
+        self.mask = mask
+
+    def __repr__(self) -> str:
+        return f"{np.count_nonzero(self.mask)} of {self.mask.size} locations"
+
+
 class PsumState:
     """The state of every byte of every PSUM storage of a Program being traced.
 
