@@ -1,19 +1,25 @@
 """The instruction table: what checker, executor and timing model read."""
 
 from simulator.instructions import (
+    affine,
     control,
     cores,
     elementwise,
+    gathers,
     gpsimd,
     movement,
     random,
     scalar_engine,
+    selection,
+    statistics,
     tensor_engine,
+    top8,
     vector,
 )
 from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
 __all__ = [
-    "INSTRUCTIONS", "InstructionSpec", "control", "cores", "elementwise", "gpsimd", "movement",
-    "random", "scalar_engine", "tensor_engine", "vector",
+    "INSTRUCTIONS", "InstructionSpec", "affine", "control", "cores", "elementwise", "gathers",
+    "gpsimd", "movement", "random", "scalar_engine", "selection", "statistics", "tensor_engine",
+    "top8", "vector",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.instructions.checks import FREE_DIMENSIONS
+from simulator.operators import OPERATORS
 from simulator.tensor import MemoryRegion, NkiTensor
 
 if TYPE_CHECKING:
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 Check = Callable[["Program", "Instruction"], None]
 
 INT32 = range(-(2**31), 2**31)
+
+ARITHMETIC = frozenset(
+    OPERATORS[name]
+    for name in (
+        "add", "subtract", "multiply", "maximum", "minimum", "logical_and", "logical_or",
+        "logical_xor", "equal", "not_equal", "greater", "greater_equal", "less", "less_equal",
+        "power", "abs_max", "abs_min",
+    )
+    if name in OPERATORS
+)  # fmt: skip
+"""Binary operators in fp32 (nki_facts.md §2.10)."""
 
 
 def all_of(*checks: Check, indirect: Collection[str] = ()) -> Check:
@@ -191,14 +204,72 @@ def partitions_multiple_of(name: str, divisor: int) -> Check:
     return check
 
 
+def free_dimensions(name: str, most: int) -> Check:
+    """An operand whose access pattern has fewer free dimensions than engines allow in general.
+
+    Dimensions that follow each other in memory count as one, those of one element as none.
+    """
+
+    def check(program: Program, instruction: Instruction) -> None:
+        tensor = instruction[name]
+        found = pattern_dimensions(tensor) if isinstance(tensor, NkiTensor) else 0
+        if most < found <= FREE_DIMENSIONS:  # more than that: refused for every instruction
+            program.report(
+                instruction,
+                "free-dimensions",
+                f"{name}'s access pattern has {found} free dimensions",
+                "Split it over several instructions, or copy it to a contiguous tile first",
+                operand=name,
+                limit=str(most),
+                value=str(found),
+            )
+
+    return check
+
+
+def pattern_dimensions(tensor: NkiTensor) -> int:
+    """Free dimensions of a view's access pattern."""
+    found = 0
+    inner = 0  # stride that the next outer dimension must have to belong to this one
+    for count, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.strides[1:]), strict=True):
+        if count == 1:
+            continue
+        found += stride != inner or found == 0
+        inner = stride * count
+    return found
+
+
+def operators_given(*names: str) -> Check:
+    """Operators that have no default and cannot be left out."""
+
+    def check(program: Program, instruction: Instruction) -> None:
+        for name in names:
+            if instruction[name] is None:
+                allowed = sorted(f"nl.{o.name}" for o in instruction.spec.operators[name])
+                program.report(
+                    instruction,
+                    "operator",
+                    f"{name} cannot be left out",
+                    f"Use one of: {', '.join(allowed)}",
+                    operand=name,
+                    limit=", ".join(allowed),
+                    value="None",
+                )
+
+    return check
+
+
 def rows_of(tensor: NkiTensor, rows: list[int]) -> list[NkiTensor]:
     """Views of some rows of a tensor: as few as evenly spaced rows allow.
 
     Args:
         tensor: any view.
         rows: ascending, without duplicates.
+
+    Returns:
+        The views, or the tensor itself if it has not all of these rows (which is refused).
     """
-    if len(rows) == tensor.shape[0]:
+    if len(rows) == tensor.shape[0] or (rows and rows[-1] >= tensor.shape[0]):
         return [tensor]
     found = []
     first = 0

@@ -13,14 +13,19 @@ from simulator.enums import (  # noqa: F401
     reduce_cmd,
 )
 from simulator.errors import NkiValidationError  # noqa: F401
+from simulator.instructions.affine import *  # noqa: F403
 from simulator.instructions.control import *  # noqa: F403
 from simulator.instructions.cores import *  # noqa: F403
 from simulator.instructions.elementwise import *  # noqa: F403
+from simulator.instructions.gathers import *  # noqa: F403
 from simulator.instructions.gpsimd import *  # noqa: F403
 from simulator.instructions.movement import *  # noqa: F403
 from simulator.instructions.random import *  # noqa: F403
 from simulator.instructions.scalar_engine import *  # noqa: F403
+from simulator.instructions.selection import *  # noqa: F403
+from simulator.instructions.statistics import *  # noqa: F403
 from simulator.instructions.tensor_engine import *  # noqa: F403
+from simulator.instructions.top8 import *  # noqa: F403
 from simulator.instructions.vector import *  # noqa: F403
 from simulator.program import Instruction as NkiInstruction  # noqa: F401
 
