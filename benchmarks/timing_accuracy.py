@@ -1,0 +1,267 @@
+"""How far the timing model's predictions are from latencies that others measured and published.
+
+    python benchmarks/timing_accuracy.py [--json] [--only TEXT] [--out DIRECTORY]
+
+Every row of published_latencies.csv that the rules of benchmarks/published/rows.py take is
+specialised from our own kernel at the published shapes, played on the row's machine, and printed
+as predicted / measured. Measured numbers are their publishers', on the device named in the table;
+predicted ones are simulator.timing's. Rows of trn1 and inf2 are specialised with trn2's limits
+(there is no checker for that generation) and played on the trn1 machine. Raw numbers and a
+scatter plot go to benchmarks/results/timing_accuracy.{json,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not this folder: benchmarks/simulator.py would hide the simulator
+
+import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
+import numpy as np  # noqa: E402
+from scipy import stats  # noqa: E402
+
+from benchmarks.published import cases, rows  # noqa: E402
+from simulator import dtypes  # noqa: E402
+from simulator.specialise import TensorSpec, specialise  # noqa: E402
+from simulator.targets import TARGETS  # noqa: E402
+from simulator.timing import predict  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+FAMILY_MEMBERS = 3
+"""Rank correlation is computed for families of at least so many different kernels or shapes."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One published row beside the model's prediction."""
+
+    row: str
+    source: str
+    family: str
+    kernel: str
+    shape: str
+    dtype: str
+    device: str
+    metric: str
+    grade: str
+    measured_us: float
+    predicted_us: float
+    ratio: float
+    """predicted / measured"""
+    instructions: int
+    hbm_read_bytes: int
+    hbm_write_bytes: int
+
+
+def play(launch: rows.Launch, known: dict[rows.Launch, Any]) -> tuple[float, int, int, int]:
+    """Predicted µs, instructions, and HBM bytes read and written of one launch."""
+    if launch not in known:
+        module, _, name = launch.kernel.partition(":")
+        kernel = getattr(importlib.import_module(f"benchmarks.published.{module}"), name)
+        dtype = getattr(dtypes, launch.dtype)
+        tensors = [TensorSpec(shape, dtype) for shape in launch.tensors]
+        bound = kernel.signature.bind(*tensors, **dict(launch.parameters))
+        bound.apply_defaults()
+        program = specialise(kernel.function, dict(bound.arguments), TARGETS["trn2"])
+        read, written = program.hbm_bytes()
+        latency = predict(program, launch.target).latency_us
+        known[launch] = (latency, len(program.instructions), read, written)
+    found: tuple[float, int, int, int] = known[launch]
+    return found
+
+
+def predictions(table: list[rows.Row], only: str = "", log: Any = None) -> list[Prediction]:
+    """Predict every row that is taken; `only` keeps rows whose id or family contains it."""
+    known: dict[rows.Launch, Any] = {}
+    found = []
+    by_id = {row["id"]: row for row in table}
+    for name, case in cases.taken(table).items():
+        if only not in name and only not in case.family:
+            continue
+        row, start = by_id[name], time.perf_counter()
+        played = np.sum([play(launch, known) for launch in case.launches], axis=0)
+        measured, predicted = float(row["measured_us"]), float(played[0])
+        found.append(
+            Prediction(
+                row=name,
+                source=rows.SOURCES[row["group"]],
+                family=case.family,
+                kernel=row["kernel"],
+                shape=row["shape"],
+                dtype=row["dtype"],
+                device=row["device"],
+                metric=row["metric"],
+                grade=row["confidence"],
+                measured_us=measured,
+                predicted_us=round(predicted, 3),
+                ratio=round(predicted / measured, 4),
+                instructions=int(played[1]),
+                hbm_read_bytes=int(played[2]),
+                hbm_write_bytes=int(played[3]),
+            )
+        )
+        if log is not None:
+            log(found[-1], time.perf_counter() - start)
+    return found
+
+
+def rank_correlations(found: list[Prediction]) -> dict[str, float]:
+    """Spearman's rank correlation of predicted and measured in each family.
+
+    Rows that stand for one and the same launch are one member, with the mean of their
+    measurements: no model can rank them.
+    """
+    correlations = {}
+    for family in sorted({p.family for p in found}):
+        members: dict[float, list[float]] = {}
+        for p in found:
+            if p.family == family:
+                members.setdefault(p.predicted_us, []).append(p.measured_us)
+        if len(members) >= FAMILY_MEMBERS:
+            measured = [float(np.mean(values)) for values in members.values()]
+            correlations[family] = float(stats.spearmanr(list(members), measured).statistic)
+    return correlations
+
+
+def summary(found: list[Prediction]) -> dict[str, float]:
+    """The figures of the last line."""
+    errors = 100 * np.abs([p.ratio - 1 for p in found])
+    correlations = rank_correlations(found)
+    return {
+        "rows": len(found),
+        "sources": len({p.source for p in found}),
+        "median_abs_error_pct": round(float(np.median(errors)), 2),
+        "p90_abs_error_pct": round(float(np.percentile(errors, 90)), 2),
+        "min_family_rank_corr": round(min(correlations.values(), default=float("nan")), 3),
+        "instruction_median_error_pct": round(instruction_error(), 2),
+    }
+
+
+def instruction_error() -> float:
+    """Median |error| over the instruction table, from the model's own calibration, in %."""
+    from simulator.timing import calibration
+
+    return float(calibration.instruction_median_error_pct())
+
+
+def group_table(found: list[Prediction], key: str) -> list[tuple[str, int, float, float, float]]:
+    """(name, rows, median |error| %, 90th percentile %, median ratio) by source or family."""
+    table = []
+    for name in sorted({getattr(p, key) for p in found}):
+        ratios = np.array([p.ratio for p in found if getattr(p, key) == name])
+        errors = 100 * np.abs(ratios - 1)
+        table.append(
+            (
+                name,
+                len(ratios),
+                float(np.median(errors)),
+                float(np.percentile(errors, 90)),
+                float(np.median(ratios)),
+            )
+        )
+    return table
+
+
+def plot(found: list[Prediction], path: Path) -> None:
+    """Predicted against measured, one colour per source."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 6))
+    ends = np.array([min(p.measured_us for p in found) / 2, max(p.measured_us for p in found) * 2])
+    axes.fill_between(ends, 0.85 * ends, 1.15 * ends, color="0.9", label="±15 %")
+    axes.plot(ends, ends, color="0.5", linewidth=0.8)
+    for source in sorted({p.source for p in found}):
+        chosen = [p for p in found if p.source == source]
+        axes.scatter(
+            [p.measured_us for p in chosen],
+            [p.predicted_us for p in chosen],
+            s=14,
+            alpha=0.7,
+            label=f"{source} ({len(chosen)})",
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="measured latency, µs (published, trn1 and trn2)",
+        ylabel="predicted latency, µs (simulator.timing)",
+    )
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def show(found: list[Prediction], table: list[rows.Row]) -> None:
+    """The tables a person reads."""
+    print("\nby source                      rows  median|err|  p90|err|  median ratio")
+    for name, count, median, p90, ratio in group_table(found, "source"):
+        print(f"  {name:28} {count:4} {median:10.1f} % {p90:7.1f} % {ratio:10.2f}")
+    correlations = rank_correlations(found)
+    print("\nby family                                   rows  median|err|  ratio  rank corr")
+    for name, count, median, _, ratio in group_table(found, "family"):
+        rank = f"{correlations[name]:9.3f}" if name in correlations else "        –"
+        print(f"  {name:41} {count:4} {median:10.1f} % {ratio:6.2f} {rank}")
+    print("\nrows not taken, by the first rule they break")
+    reasons = Counter(rows.why_not(row) or "" for row in table)
+    missing = cases.not_written(table)
+    for reason, count in reasons.most_common():
+        if reason:
+            print(f"  {count:4}  {reason}")
+    print(f"  {len(missing):4}  taken by the rules, kernel not written here: {', '.join(missing)}")
+
+
+def log_row(prediction: Prediction, seconds: float) -> None:
+    """One line per row as it comes."""
+    p = prediction
+    target = "trn1" if p.device.startswith(("trn1", "inf2")) else "trn2"
+    print(
+        f"{p.row:18} {target} {p.kernel[:38]:38} {p.shape[:24]:24} {p.dtype[:5]:5} "
+        f"predicted {p.predicted_us:10.1f} measured {p.measured_us:10.1f} µs "
+        f"ratio {p.ratio:5.2f}  [{p.instructions} instr, {seconds:.1f} s]",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Predict, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--only", default="", help="rows whose id or family contains this")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where raw numbers go")
+    options = parser.parse_args()
+    table = rows.read_rows()
+    found = predictions(table, options.only, log_row)
+    show(found, table)
+    figures = summary(found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "timing_accuracy.json").write_text(
+        json.dumps(
+            {
+                "summary": figures,
+                "family_rank_correlation": rank_correlations(found),
+                "not_written": cases.not_written(table),
+                "predictions": [asdict(p) for p in found],
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    plot(found, options.out / "timing_accuracy.png")
+    if options.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
