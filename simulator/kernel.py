@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from simulator.arguments import Call
@@ -59,11 +60,11 @@ class Kernel:
         """Run on NumPy arrays (NumPy results) or CPU torch tensors (torch results)."""
         if CURRENT.get() is not None:  # inlined into the kernel that calls it
             return self.function(*args, **kwargs)
-        call = Call(self._bind(args, kwargs))
+        call = Call(self.bind(args, kwargs))
         if self.eager:
             program, results = run_eagerly(self.function, call.specs, call.arrays, current_target())
             return call.finish(program, results)
-        plan = self._plan(call.specs)
+        plan = self.plan(call.specs)
         for violation in plan.program.lax:
             warnings.warn(str(violation), NkiLaxWarning, stacklevel=2)
         return call.finish(plan.program, plan.run(call.arrays))
@@ -74,12 +75,13 @@ class Kernel:
         Raises:
             NkiValidationError: what the checks found, and what a call only warns of.
         """
-        program = self._plan(Call(self._bind(args, kwargs)).specs, target).program
+        program = self.plan(Call(self.bind(args, kwargs)).specs, target).program
         if program.lax:
             raise NkiValidationError(list(dict.fromkeys(program.lax)))
         return program
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, in signature order, with defaults."""
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -93,25 +95,33 @@ class Kernel:
                 del values[name]
         return values
 
-    def _plan(self, arguments: dict[str, Any], target: Target | None = None) -> Plan:
+    def plan(self, arguments: dict[str, Any], target: Target | None = None) -> Plan:
+        """The plan for arguments as `Call.specs` gives them; made once."""
         target = target or current_target()
         key = (target.name, precise(), *((n, _key(v)) for n, v in arguments.items()))
         try:
             plan = self._plans.get(key)
         except TypeError:  # unhashable: not cached
-            return Plan(specialise(self.function, arguments, target, self.lnc))
+            return Plan(specialise(self.function, arguments, target, self.lnc, self.grid))
         if plan is None:
-            program = specialise(self.function, arguments, target, self.lnc)
+            program = specialise(self.function, arguments, target, self.lnc, self.grid)
             plan = self._plans[key] = Plan(program)
         return plan
 
 
 def _key(value: Any) -> Any:
-    """A value as part of a cache's key: 1, 1.0 and True are different parameters."""
-    if isinstance(value, tuple):
+    """A value as part of a cache's key: 1, 1.0 and True are different parameters.
+
+    Objects count by what they hold, for they may have changed since the last call.
+    """
+    if isinstance(value, float):
+        return (type(value), value.hex())  # tells -0.0 from 0.0, and a NaN is a NaN
+    if isinstance(value, tuple | list):
         return (type(value), *map(_key, value))
     if isinstance(value, dict):
-        return tuple((name, _key(item)) for name, item in value.items())
+        return (dict, *((name, _key(item)) for name, item in value.items()))
+    if hasattr(value, "__dict__") and not (callable(value) or isinstance(value, Enum | str)):
+        return (type(value), _key(vars(value)))
     return (type(value), value)
 
 

@@ -7,16 +7,18 @@ would hang the chip; here it is an error. Source: nki_facts.md §4.2, §8 trap 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simulator.errors import NkiValidationError, Violation
+from simulator.instructions.collectives import COLLECTIVES
 from simulator.instructions.control import LOOPS
+from simulator.tensor import NkiTensor
 
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
-    from simulator.tensor import NkiTensor
 
 MEETINGS = ("core_barrier", "sendrecv")
 _ENDS = frozenset(LOOPS.values())
@@ -42,8 +44,7 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
             return merged
         if one is None or other is None or one.spec.name != other.spec.name:
             raise _alone(one, other)
-        if one.spec.name in MEETINGS:
-            _check_meeting(one, other)
+        _check_meeting(one, other)
         one.peer, other.peer = other, one
         if one.spec.name in LOOPS:
             ends = [end_of(streams[core], positions[core]) for core in (0, 1)]
@@ -57,15 +58,26 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
             positions = [positions[0] + 1, positions[1] + 1]
 
 
+def _meets(instruction: Instruction) -> bool:
+    """Whether both cores must come to an instruction together.
+
+    A collective on HBM is one of the logical core; on SBUF each core has its own.
+    """
+    name = instruction.spec.name
+    if name in COLLECTIVES:
+        return not any(tensor.buffer.on_chip for _, tensor in instruction.writes())
+    return name in MEETINGS
+
+
 def _advance(stream: list[Instruction], position: int, merged: list[Instruction]) -> int:
     """Take instructions up to the next meeting, or loop that holds one."""
     while position < len(stream):
         name = stream[position].spec.name
-        if name in MEETINGS:
+        if _meets(stream[position]):
             return position
         if name in LOOPS:
             end = end_of(stream, position)
-            if any(i.spec.name in MEETINGS for i in stream[position:end]):
+            if any(_meets(instruction) for instruction in stream[position:end]):
                 return position
             merged += stream[position : end + 1]
             position = end + 1
@@ -107,29 +119,38 @@ def _alone(one: Instruction | None, other: Instruction | None) -> NkiValidationE
 
 
 def _check_meeting(one: Instruction, other: Instruction) -> None:
-    """A sendrecv's two sides must agree on pipe, shapes and dtypes."""
+    """A sendrecv's two sides must agree on pipe, direction, shapes and dtypes."""
     if one.spec.name != "sendrecv":
         return
-    problem = ""
+    both = (one, other)
+    found: tuple[str, Any, Any] | None = None
     if one["pipe_id"] != other["pipe_id"]:
-        problem, limit, value = "pipe_id", str(one["pipe_id"]), str(other["pipe_id"])
-    for source, sink in ((one, other), (other, one)):
-        src, dst = source["src"], sink["dst"]
-        if src.size != dst.size or src.dtype is not dst.dtype:
-            problem = "src of one core and dst of the other"
-            limit, value = repr(src), repr(dst)
-    if problem:
+        found = "pipe_id", one["pipe_id"], other["pipe_id"]
+    for receiver in both:
+        sender = both[receiver["recv_from_rank"]]
+        src, dst = sender["src"], receiver["dst"]
+        if sender["send_to_rank"] != receiver.core:
+            found = (
+                "direction",
+                f"core {receiver.core} receives from core {sender.core}",
+                f"core {sender.core} sends to core {sender['send_to_rank']}",
+            )
+        elif src.dtype is not dst.dtype or (
+            (src.shape[0], src.free_size) != (dst.shape[0], dst.free_size)
+        ):
+            found = "the tile sent and the tile received", repr(src), repr(dst)
+    if found is not None:
         raise NkiValidationError(
             [
                 Violation(
                     "lnc-partner",
-                    f"the two sides of a sendrecv differ in {problem}",
+                    f"the two sides of a sendrecv differ in {found[0]}",
                     "Give both cores the same pipe, and tiles of the same size and dtype",
                     other.file,
                     other.line,
                     "sendrecv",
-                    limit=limit,
-                    value=value,
+                    limit=str(found[1]),
+                    value=str(found[2]),
                 )
             ]
         )
@@ -138,46 +159,132 @@ def _check_meeting(one: Instruction, other: Instruction) -> None:
 # --- races ----------------------------------------------------------------------------------
 
 
+Access = tuple["Instruction", "NkiTensor", bool]
+"""An instruction, a view it touches, and whether it writes it."""
+Cores = tuple[list[Access], list[Access]]
+
+
 def check_races(program: Program) -> None:
     """Shared HBM that one core writes and the other touches needs a core_barrier between."""
-    accesses: dict[int, tuple[list[_Access], list[_Access]]] = {}
-    reported: set[tuple[int, int]] = set()
-    for instruction in program.instructions:
-        if instruction.spec.name == "core_barrier":
-            _check_epoch(program, accesses, reported)
-            accesses.clear()
-            continue
-        written = {id(tensor) for _, tensor in instruction.writes()}
-        for _, tensor in (*instruction.reads(), *instruction.writes()):
+    races = _Races(program)
+    races.scan(0, len(program.instructions))
+    races.end_epoch(None)
+
+
+class _Races:
+    """What each core touches between two meetings."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.now: dict[int, Cores] = {}
+        """Storage -> accesses since the last barrier."""
+        self.before: dict[int, Cores] = {}
+        """Storage -> earlier accesses, since the last barrier that named it."""
+        self.reported: set[tuple[int, int]] = set()
+
+    def scan(self, position: int, stop: int) -> None:
+        """Take in instructions; the body of a loop with meetings twice: its end meets its start."""
+        instructions = self.program.instructions
+        while position < stop:
+            instruction = instructions[position]
+            if instruction.spec.name in LOOPS and instruction.peer is not None:
+                end = end_of(instructions, position)
+                if instruction.core == 0:
+                    self.scan(position + 1, end)
+                self.scan(position + 1, end)
+                position = end + 1
+                continue
+            if instruction.spec.name == "core_barrier":
+                self.end_epoch(instruction["data"])
+            elif instruction.engine != "control":
+                self._note(instruction)
+            position += 1
+
+    def _note(self, instruction: Instruction) -> None:
+        met = instruction.peer is not None and instruction.spec.name in COLLECTIVES
+        touched = [(tensor, False) for _, tensor in instruction.reads()]
+        if not met:  # both cores wait for a collective's result
+            touched += [(tensor, True) for _, tensor in instruction.writes()]
+        for tensor, writes in touched:
             if tensor.storage.core is not None or tensor.storage.role == "constant":
                 continue
             if tensor.dynamic is not None:  # may be anywhere: gets the benefit of the doubt
                 continue
-            cores = accesses.setdefault(tensor.storage.index, ([], []))
-            cores[instruction.core].append((instruction, tensor, id(tensor) in written))
-    _check_epoch(program, accesses, reported)
+            cores = self.now.setdefault(tensor.storage.index, ([], []))
+            cores[instruction.core].append((instruction, tensor, writes))
 
+    def end_epoch(self, data: NkiTensor | None) -> None:
+        """The cores meet at a barrier for `data`: report the races up to here."""
+        for index, cores in self.now.items():
+            for core in (0, 1):
+                self._compare(cores[core], cores[1 - core], self._race)
+            earlier = self.before.setdefault(index, ([], []))
+            for core in (0, 1):
+                self._compare(earlier[core], cores[1 - core], self._weak)
+                self._compare(cores[core], earlier[1 - core], self._weak)
+            for core in (0, 1):
+                earlier[core].extend(cores[core])
+        self.now.clear()
+        if isinstance(data, NkiTensor):
+            self.before.pop(data.storage.index, None)
 
-def _check_epoch(
-    program: Program,
-    accesses: dict[int, tuple[list[_Access], list[_Access]]],
-    reported: set[tuple[int, int]],
-) -> None:
-    """Races between two barriers."""
-    for cores in accesses.values():
-        for writer in (0, 1):
-            writes = [access for access in cores[writer] if access[2]]
-            others = cores[1 - writer]
-            if not writes or not others:
-                continue
-            mask = _mask([tensor for _, tensor, _ in writes])
-            for other in others:
-                if _touches(mask, other[1]):
-                    access = next((w for w in writes if _overlap(w[1], other[1])), writes[0])
-                    _report_race(program, other, access, reported)
+    def _compare(
+        self, some: list[Access], others: list[Access], report: Callable[[Access, Access], None]
+    ) -> None:
+        """Report accesses of one core that touch what the other core writes."""
+        writes = _near([access for access in some if access[2]], others)
+        others = _near(others, writes)
+        if not writes or not others:
+            return
+        mask = _mask([tensor for _, tensor, _ in writes])
+        for other in others:
+            if _touches(mask, other[1]):
+                report(other, next((w for w in writes if overlap(w[1], other[1])), writes[0]))
 
+    def _race(self, access: Access, other: Access) -> None:
+        self._report(
+            self.program.report,
+            "lnc-race",
+            "with no core_barrier between",
+            "Give each core its own part by nl.program_id(0), or put nisa.core_barrier between",
+            access,
+            other,
+        )
 
-_Access = tuple["Instruction", "NkiTensor", bool]
+    def _weak(self, access: Access, other: Access) -> None:
+        self._report(
+            self.program.warn,
+            "lnc-barrier-data",
+            "and the core_barrier between names another tensor",
+            f"Put nisa.core_barrier(data={access[1].name}, cores=(0, 1)) between",
+            access,
+            other,
+        )
+
+    def _report(
+        self,
+        report: Callable[..., None],
+        rule: str,
+        why: str,
+        mend: str,
+        access: Access,
+        other: Access,
+    ) -> None:
+        instruction, tensor, writes = access
+        key = (instruction.line, other[0].line)
+        if key in self.reported or key[::-1] in self.reported:
+            return
+        self.reported.add(key)
+        report(
+            instruction,
+            rule,
+            f"core {instruction.core} {'writes' if writes else 'reads'} part of "
+            f"`{tensor.name}` that core {other[0].core} {'writes' if other[2] else 'reads'} at "
+            f"line {other[0].line}, {why}",
+            mend,
+            limit="a barrier, or parts that do not overlap",
+            value="overlapping accesses",
+        )
 
 
 def _span(tensor: NkiTensor) -> tuple[int, int]:
@@ -187,6 +294,18 @@ def _span(tensor: NkiTensor) -> tuple[int, int]:
     low = tensor.offset + sum(s * (n - 1) for s, n in pairs if s < 0)
     high = tensor.offset + sum(s * (n - 1) for s, n in pairs if s > 0)
     return low * size, (high + 1) * size
+
+
+def _near(some: list[Access], others: list[Access]) -> list[Access]:
+    """The accesses of `some` whose byte range meets the range of one of `others`."""
+    if not some or not others:
+        return []
+    spans = np.array(sorted(_span(tensor) for _, tensor, _ in others))
+    reach = np.maximum.accumulate(spans[:, 1])
+    mine = np.array([_span(tensor) for _, tensor, _ in some])
+    before = np.searchsorted(spans[:, 0], mine[:, 1])  # others that begin before mine ends
+    meets = (before > 0) & (reach[np.maximum(before - 1, 0)] > mine[:, 0])
+    return [access for access, near in zip(some, meets, strict=True) if near]
 
 
 def _mask(tensors: list[NkiTensor]) -> tuple[int, np.ndarray[Any, Any]]:
@@ -219,26 +338,6 @@ def _touches(mask: tuple[int, np.ndarray[Any, Any]], tensor: NkiTensor) -> bool:
     return bool(_bytes(padded, low, tensor).any())
 
 
-def _overlap(a: NkiTensor, b: NkiTensor) -> bool:
+def overlap(a: NkiTensor, b: NkiTensor) -> bool:
     """Whether two views of a storage share a byte."""
     return _touches(_mask([a]), b)
-
-
-def _report_race(
-    program: Program, access: _Access, other: _Access, reported: set[tuple[int, int]]
-) -> None:
-    instruction, tensor, writes = access
-    key = (instruction.line, other[0].line)
-    if key in reported:
-        return
-    reported.add(key)
-    program.report(
-        instruction,
-        "lnc-race",
-        f"core {instruction.core} {'writes' if writes else 'reads'} part of `{tensor.name}` that "
-        f"core {other[0].core} {'writes' if other[2] else 'reads'} at line {other[0].line}, "
-        "with no core_barrier between",
-        "Give each core its own part by nl.program_id(0), or put nisa.core_barrier between",
-        limit="a barrier, or parts that do not overlap",
-        value="overlapping accesses",
-    )

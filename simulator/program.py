@@ -154,6 +154,8 @@ class Program:
     target: Target
     lnc: int = 1
     """Physical cores that run it together: 1 or 2."""
+    grid: bool = False
+    """The launch named their number, as in `kernel[1](…)`."""
     storages: list[Storage] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     arguments: dict[str, NkiTensor] = field(default_factory=dict)

@@ -37,7 +37,11 @@ class TensorSpec:
 
 
 def specialise(
-    function: Callable[..., Any], arguments: dict[str, Any], target: Target, lnc: int = 1
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    target: Target,
+    lnc: int = 1,
+    grid: bool = False,
 ) -> Program:
     """Trace `function` with tensors in place of every `TensorSpec` and check the result.
 
@@ -46,12 +50,13 @@ def specialise(
         arguments: name -> TensorSpec or compile-time value, in signature order.
         target: whose limits hold.
         lnc: cores of the launch; the kernel is traced once for each.
+        grid: the launch named that number, as in `kernel[1](…)`.
 
     Raises:
         NkiValidationError: with every violation that was found.
     """
     with _no_garbage_collection():
-        return _specialise(function, arguments, target, lnc)
+        return _specialise(function, arguments, target, lnc, grid)
 
 
 @contextlib.contextmanager
@@ -67,9 +72,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _specialise(
-    function: Callable[..., Any], arguments: dict[str, Any], target: Target, lnc: int
+    function: Callable[..., Any], arguments: dict[str, Any], target: Target, lnc: int, grid: bool
 ) -> Program:
-    program = Program(function.__name__, target, lnc)
+    program = Program(function.__name__, target, lnc, grid)
     values = _arguments(program, arguments)
     streams = []
     for core in range(lnc):

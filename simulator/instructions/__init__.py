@@ -2,6 +2,7 @@
 
 from simulator.instructions import (
     affine,
+    collectives,
     control,
     cores,
     elementwise,
@@ -19,7 +20,7 @@ from simulator.instructions import (
 from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
 __all__ = [
-    "INSTRUCTIONS", "InstructionSpec", "affine", "control", "cores", "elementwise", "gathers",
-    "gpsimd", "movement", "random", "scalar_engine", "selection", "statistics", "tensor_engine",
+    "INSTRUCTIONS", "InstructionSpec", "affine", "collectives", "control", "cores", "elementwise",
+    "gathers", "gpsimd", "movement", "random", "scalar_engine", "selection", "statistics", "tensor_engine",
     "top8", "vector",
 ]  # fmt: skip

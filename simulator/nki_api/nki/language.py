@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from simulator.context import current_program
+from simulator.control import dynamic_range, fori_loop, no_reorder, while_loop
 from simulator.dtypes import (
     as_dtype,
     bfloat16,
@@ -22,6 +23,7 @@ from simulator.dtypes import (
     uint32,
 )
 from simulator.errors import refuse
+from simulator.instructions.cores import device_print
 from simulator.operators import (
     abs,
     add,
@@ -181,16 +183,17 @@ def num_programs(axes: int = 0) -> int:
 
 
 def program_ndim() -> int:
-    """Dimensions of the launch grid."""
-    return 0
+    """Dimensions of the launch grid: 1 for `kernel[n](…)`, 0 for `kernel(…)`."""
+    return int(current_program().grid)
 
 
 __all__ = [
     "MemoryRegion", "NKIObject", "NkiTensor", "abs", "add", "affine_range", "bfloat16", "bool_",
-    "copy", "ds", "equal", "exp", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float16",
-    "float32", "greater", "greater_equal", "hbm", "int8", "int16", "int32", "less", "less_equal",
-    "log", "maximum", "minimum", "multiply", "ndarray", "not_equal", "num_programs", "power",
+    "copy", "device_print", "ds", "dynamic_range", "equal", "exp", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float16",
+    "float32", "fori_loop", "greater", "greater_equal", "hbm", "int8", "int16", "int32", "less", "less_equal",
+    "log", "maximum", "minimum", "multiply", "ndarray", "no_reorder", "not_equal", "num_programs", "power",
     "private_hbm", "program_id", "program_ndim", "psum", "reciprocal", "relu", "rsqrt", "sbuf",
     "sequential_range", "shared_hbm", "sigmoid", "silu", "sqrt", "square", "static_range",
     "subtract", "tanh", "tile_size", "uint8", "uint16", "uint32",
+    "while_loop",
 ]  # fmt: skip
