@@ -58,7 +58,7 @@ class SubsetFinding:
         )
         return Violation(
             self.rule,
-            f"{self.message} in {self.function}",
+            f"{self.message} (in {self.function})",
             self.mend,
             self.file,
             self.line,
