@@ -72,6 +72,14 @@ def _is_register(value: Any) -> bool:
 def _slice_rows(dynamic: Any, start: int, count: int, step: int) -> Any:
     from dataclasses import replace
 
+    if dynamic.rows.shape[1] > 1:
+        raise refuse(
+            "dynamic-offset",
+            "a slice of rows by number whose row numbers stand in several columns",
+            "Slice the index tile before .ap(vector_offset=…)",
+            limit="(P, 1)",
+            value=str(dynamic.rows.shape),
+        )
     return replace(dynamic, rows=dynamic.rows[start : start + (count - 1) * step + 1 : step])
 
 

@@ -430,6 +430,7 @@ def ap(
         scalar_offset: a register or (1, 1) integer tile; moves the address by its value
             times the elements behind `indirect_dim` of the tensor's shape.
         vector_offset: a (P, 1) int32 or uint32 tile, the row number of each output row; HBM only.
+            For dma_transpose also (128, N), read column by column.
         indirect_dim: the dimension the dynamic offset counts in.
         dtype: reinterprets the elements.
 
@@ -540,8 +541,8 @@ def _check_index_tile(tensor: Any, operand: str, single: bool) -> None:
     elif tensor.dtype.kind not in ("int", "uint") or (not single and tensor.dtype.itemsize != 4):
         wanted = "an integer dtype" if single else "int32 or uint32"
         problem, limit, value = f"must be {wanted}", wanted, str(tensor.dtype)
-    elif (single and tensor.size != 1) or (not single and tensor.free_size != 1):
-        shape = "(1, 1)" if single else "(P, 1)"
+    elif (single and tensor.size != 1) or (not single and tensor.ndim != 2):
+        shape = "(1, 1)" if single else "(P, 1), for dma_transpose also (P, N)"
         problem, limit, value = f"must have shape {shape}", shape, str(tensor.shape)
     if problem:
         raise refuse(
@@ -588,14 +589,15 @@ def _with_rows(tensor: NkiTensor, rows: Any, row: int, indirect_dim: int) -> Nki
             limit="0",
             value=str(indirect_dim),
         )
-    if rows.shape[0] != tensor.shape[0]:
+    several_columns = rows.shape[1] > 1 and rows.size >= tensor.shape[0]  # for dma_transpose
+    if rows.shape[0] != tensor.shape[0] and not several_columns:
         raise refuse(
             "dynamic-offset",
-            f"vector_offset has {rows.shape[0]} rows, the pattern {tensor.shape[0]}",
+            f"vector_offset has {rows.size} row numbers, the pattern {tensor.shape[0]} rows",
             "Give one row number per row of the pattern",
             operand="vector_offset",
             limit=str(tensor.shape[0]),
-            value=str(rows.shape[0]),
+            value=str(rows.size),
         )
     return tensor.__class__(
         tensor.storage, tensor.shape, tensor.strides, tensor.offset, tensor.dtype,

@@ -5,6 +5,7 @@ from simulator.instructions import (
     collectives,
     control,
     cores,
+    dma,
     elementwise,
     gathers,
     gpsimd,
@@ -20,7 +21,7 @@ from simulator.instructions import (
 from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
 __all__ = [
-    "INSTRUCTIONS", "InstructionSpec", "affine", "collectives", "control", "cores", "elementwise",
-    "gathers", "gpsimd", "movement", "random", "scalar_engine", "selection", "statistics", "tensor_engine",
-    "top8", "vector",
+    "INSTRUCTIONS", "InstructionSpec", "affine", "collectives", "control", "cores", "dma",
+    "elementwise", "gathers", "gpsimd", "movement", "random", "scalar_engine", "selection",
+    "statistics", "tensor_engine", "top8", "vector",
 ]  # fmt: skip

@@ -54,6 +54,8 @@ def _check_tensor(
         _check_number(program, instruction, name, tensor)
         return
     _check_buffer(program, instruction, name, operand, tensor)
+    if tensor.dynamic is not None and tensor.dynamic.rows is not None:
+        _check_rows(program, instruction, name, tensor.dynamic.rows)
     if instruction.engine != "dma":
         _check_partitions(program, instruction, name, tensor)
         _check_pattern(program, instruction, name, tensor)
@@ -69,6 +71,20 @@ def _check_tensor(
             operand=name,
             limit=names,
             value=str(tensor.dtype),
+        )
+
+
+def _check_rows(program: Program, instruction: Instruction, name: str, rows: NkiTensor) -> None:
+    """One row number per partition, but for dma_transpose."""
+    if rows.free_size > 1 and instruction.spec.name != "dma_transpose":
+        program.report(
+            instruction,
+            "dynamic-offset",
+            f"vector_offset of {name} must have shape (P, 1)",
+            "Give one row number per row of the pattern; only dma_transpose takes several columns",
+            operand=name,
+            limit="(P, 1)",
+            value=str(rows.shape),
         )
 
 

@@ -16,6 +16,7 @@ from simulator.errors import NkiValidationError  # noqa: F401
 from simulator.instructions.affine import *  # noqa: F403
 from simulator.instructions.control import *  # noqa: F403
 from simulator.instructions.cores import *  # noqa: F403
+from simulator.instructions.dma import *  # noqa: F403
 from simulator.instructions.elementwise import *  # noqa: F403
 from simulator.instructions.gathers import *  # noqa: F403
 from simulator.instructions.gpsimd import *  # noqa: F403
