@@ -72,9 +72,9 @@ _MAMBA_VERSIONS = {
 
 
 _CONV: dict[str, tuple[str, dict[str, bool]]] = {
-    "033": ("prefetched", {}),
-    "034": ("prefetched", {}),
-    "035": ("prefetched", {}),
+    "033": ("streamed", {}),
+    "034": ("streamed", {}),
+    "035": ("streamed", {}),
     "036": ("streamed", {}),
     "037": ("psum_blocks", {}),
     "038": ("streamed", {"filters_outside": True}),

@@ -29,35 +29,11 @@ def _column(tile, at, weights, dst):
 
 
 @nki.jit
-def prefetched(image, filters):
-    """All images are in SBUF before the first product, and all outputs before the first store.
-
-    Args:
-        image: HBM tensor [images, channels, width] fp32, channels a multiple of 128.
-        filters: HBM tensor [channels, 3].
-
-    Returns:
-        HBM tensor like image.
-    """
-    images, channels, width = image.shape
-    out = nl.ndarray(image.shape, dtype=image.dtype, buffer=nl.shared_hbm)
-    tops = range(0, channels, P)
-    tiles = {(n, top): _padded(image, n, top) for n in range(images) for top in tops}
-    weights = {top: load(filters[top : top + P, :]) for top in tops}
-    results = {}
-    for (n, top), tile in tiles.items():
-        result = sbuf((P, width))
-        for at in range(width):
-            _column(tile, at, weights[top], result[:, at : at + 1])
-        results[n, top] = result
-    for (n, top), result in results.items():
-        nisa.dma_copy(dst=out[n, top : top + P, :], src=result)
-    return out
-
-
-@nki.jit
 def streamed(image, filters, filters_outside=False):
     """One image tile at a time: load, all columns, store.
+
+    The published first steps load everything first and store everything last; 270 KiB per
+    partition do not fit, so loads and stores move to their use (legacy rule 6).
 
     Args:
         image: HBM tensor [images, channels, width] fp32, channels a multiple of 128.

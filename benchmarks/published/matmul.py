@@ -34,33 +34,45 @@ def tiled(lhs_t, rhs):
     return out
 
 
+SBUF_FOR_BLOCKS = 200 * 1024
+"""Bytes per partition that both operands' tiles may fill (trn2: 208 KiB usable)."""
+
+
 @nki.jit
 def blocked(lhs_t, rhs, m_tiles=1, n_tiles=1):
     """All K of `m_tiles` row tiles and of `n_tiles` column tiles are loaded before use.
 
-    With 1 and 1 this is the tutorial's version with hoisted loads.
+    With 1 and 1 this is the tutorial's version with hoisted loads. Blocks that SBUF cannot hold
+    (2 × 2 at K = 8192 in fp32) load the columns again for each row tile (legacy rule 6; the
+    tutorial's profile has the DMA queues as busy then as without blocks).
     """
     (depth, rows), columns = lhs_t.shape, rhs.shape[1]
     out = nl.ndarray((rows, columns), dtype=lhs_t.dtype, buffer=nl.shared_hbm)
     ks = range(depth // P)
+    held = depth // P * (m_tiles * P + n_tiles * BANK) * rhs.dtype.itemsize
+    passes = 1 if held <= SBUF_FOR_BLOCKS else m_tiles
     for m0 in range(0, rows // P, m_tiles):
         left = [
             [load(lhs_t[k * P : (k + 1) * P, m * P : (m + 1) * P]) for k in ks]
             for m in range(m0, m0 + m_tiles)
         ]
         for n0 in range(0, columns // BANK, n_tiles):
-            right = [
-                [load(rhs[k * P : (k + 1) * P, n * BANK : (n + 1) * BANK]) for k in ks]
-                for n in range(n0, n0 + n_tiles)
-            ]
+            loaded = {}
             for m in range(m_tiles):
-                for n in range(n_tiles):
+                if m % (m_tiles // passes) == 0:
+                    loaded = {}
+                for n in range(n0, n0 + n_tiles):
+                    if n not in loaded:
+                        if passes > 1:
+                            loaded.clear()
+                        at = slice(n * BANK, (n + 1) * BANK)
+                        loaded[n] = [load(rhs[k * P : (k + 1) * P, at]) for k in ks]
                     total = psum()
                     for k in ks:
                         nisa.nc_matmul(
-                            dst=total, stationary=left[m][k], moving=right[n][k], accumulate=k > 0
+                            dst=total, stationary=left[m][k], moving=loaded[n][k], accumulate=k > 0
                         )
-                    _store(out, m0 + m, n0 + n, total)
+                    _store(out, m0 + m, n, total)
     return out
 
 
