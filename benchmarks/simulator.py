@@ -221,7 +221,7 @@ def specialisation_rate(rounds: int) -> dict[str, Any]:
     jobs = [
         (nki_rmsnorm_kernel, (TensorSpec((65536, 2048), float32), TensorSpec((2048,), float32))),
         (kernels_here.matmul_kernel,
-         (TensorSpec((4096, 2048), bfloat16), TensorSpec((4096, 4096), bfloat16))),
+         (TensorSpec((3072, 2048), bfloat16), TensorSpec((3072, 2048), bfloat16))),
         (kernels_here.attention_kernel,
          (TensorSpec((128, 8192), bfloat16), TensorSpec((128, 8192), bfloat16),
           TensorSpec((8192, 128), bfloat16))),

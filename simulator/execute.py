@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from simulator.arena import pack
+from simulator.contract import contract
 from simulator.errors import NkiValidationError, Violation
 from simulator.forward import Forwarding, forward
 from simulator.instructions.control import LOOPS, wrap32
@@ -353,6 +354,7 @@ class Plan(Machine):
         self._lock = threading.Lock()
         self._allocated = False
         self._forwarding = forward(program)
+        contract(program, self._forwarding)
         self._segments = self._prepare()
         self._results = [self(result) for result in program.results]
         external = ("argument", "output")
@@ -398,7 +400,8 @@ class Plan(Machine):
                 position = end + 1
                 continue
             if position not in self._forwarding.skipped:
-                steps.append(self.lower(instruction))
+                replaced = self._forwarding.replaced.get(position, instruction)
+                steps.append(self.lower(replaced))
             position += 1
         return steps
 

@@ -67,6 +67,8 @@ class Forwarding:
 
     aliases: dict[int, Alias] = field(default_factory=dict)
     skipped: set[int] = field(default_factory=set)
+    replaced: dict[int, Instruction] = field(default_factory=dict)
+    """Instructions that do the work of several (`contract.contract`), by position."""
     disjoint_outputs: set[int] = field(default_factory=set)
     """Outputs that are only copied to, each element once, and never read."""
 

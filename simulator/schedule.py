@@ -90,6 +90,7 @@ def _units(program: Program, forwarding: Forwarding) -> list[Unit]:
             depth += 1 if instruction.spec.name in LOOPS else -1
             unit.serial = True
             continue
+        instruction = forwarding.replaced.get(position, instruction)
         unit.serial = unit.serial or instruction.spec.serial or instruction.peer is not None
         _add(unit, instruction, forwarding)
         if position in chains:
