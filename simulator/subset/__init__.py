@@ -24,6 +24,7 @@ from simulator.subset.source import (
     FunctionNode,
     Names,
     definition,
+    nodes,
     origin,
     underlying,
 )
@@ -153,7 +154,7 @@ class _Checker:
             for owner, method in self.methods.pop(name):
                 self.current = method
                 assert not isinstance(method.node, ast.ClassDef)
-                self._meaning(owner, method.node)
+                self._meaning(Names(owner, method.node), method.node)
         return bool(called)
 
     def reach(self, value: Any) -> None:
@@ -201,11 +202,11 @@ class _Checker:
         for decorator in node.decorator_list:
             self._decorator(names, decorator)
         Grammar(self.report, owner is self.entry, loop_bodies(names, node)).check(node)
-        self._meaning(owner, node)
+        self._meaning(names, node)
 
-    def _meaning(self, owner: FunctionType, node: FunctionNode) -> None:
-        Meaning(self.report, self.reach, Names(owner, node), node).check(node)
-        self.attributes |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    def _meaning(self, names: Names, node: FunctionNode) -> None:
+        Meaning(self.report, self.reach, names, node).check(node)
+        self.attributes |= {n.attr for n in nodes(node) if isinstance(n, ast.Attribute)}
 
     def _method(self, owner: FunctionType) -> None:
         """The parser reads every method of a class, but looks names up only in those called."""

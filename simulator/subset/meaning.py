@@ -15,6 +15,7 @@ from simulator.subset.source import (
     Names,
     is_kernel,
     nki_member,
+    nodes,
     origin,
     underlying,
 )
@@ -40,7 +41,7 @@ _DIVISIONS = frozenset({"divide", "mod", "fmod"})
 def loop_bodies(names: Names, node: FunctionNode) -> frozenset[str]:
     """Names that the function gives to nl.fori_loop or nl.while_loop."""
     found = set()
-    for call in ast.walk(node):
+    for call in nodes(node):
         if isinstance(call, ast.Call):
             member = nki_member(names, call.func)
             if member in (("language", "fori_loop"), ("language", "while_loop")):
@@ -313,7 +314,7 @@ def _kinds(names: Names, node: FunctionNode) -> dict[str, str]:
     """What each local name holds, if every assignment to it agrees."""
     found: dict[str, str] = {}
     once = set()
-    for child in ast.walk(node):
+    for child in nodes(node):
         if isinstance(child, ast.Assign | ast.AnnAssign):
             targets = child.targets if isinstance(child, ast.Assign) else [child.target]
             for target in targets:
@@ -321,7 +322,7 @@ def _kinds(names: Names, node: FunctionNode) -> dict[str, str]:
                     once.add(id(target))
                     kind = _kind(names, child.value)
                     found[target.id] = kind if found.get(target.id, kind) == kind else ""
-    for child in ast.walk(node):  # bound in another way: by a loop, an expansion, a parameter
+    for child in nodes(node):  # bound in another way: by a loop, an expansion, a parameter
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             if id(child) not in once:
                 found[child.id] = ""

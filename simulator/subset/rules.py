@@ -131,8 +131,8 @@ _NAMES = (
     _parser("subset-class", "the class {}",
             "Inherit from nl.NKIObject or Enum alone, at module level, with only assignments, "
             "annotations and methods in the body", "§6.2, §6.3"),
-    _parser("subset-jit-in-jit", "a call of the jitted kernel {}",
-            "Put the shared code into an undecorated function that both call", "§1.3, §6.3"),
+    _warning("subset-jit-in-jit", "a call of the jitted kernel {}, which nki 0.2 refused and 0.3 "
+             "inlines", "Decorate the entry alone", "§1.3, §6.2, §6.3"),
     _parser("subset-no-source", "{} has no source that could be parsed",
             "Define it in a file", "§6"),
     Rule("subset-neuronxcc", VERSIONS[1:], "the old namespace: {}",

@@ -170,9 +170,15 @@ class Names:
         return MISSING
 
 
+@functools.lru_cache(maxsize=1024)
+def nodes(node: FunctionNode) -> tuple[ast.AST, ...]:
+    """Every node of a function's syntax tree."""
+    return tuple(ast.walk(node))
+
+
 def _bound(node: FunctionNode) -> Iterator[str]:
     """Every name the function binds, inner scopes included."""
-    for child in ast.walk(node):
+    for child in nodes(node):
         if isinstance(child, ast.Name) and not isinstance(child.ctx, ast.Load):
             yield child.id
         elif isinstance(child, ast.arg):
