@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.instructions.checks import FREE_DIMENSIONS
-from simulator.operators import OPERATORS
 from simulator.tensor import MemoryRegion, NkiTensor
 
 if TYPE_CHECKING:
@@ -17,17 +16,6 @@ if TYPE_CHECKING:
 Check = Callable[["Program", "Instruction"], None]
 
 INT32 = range(-(2**31), 2**31)
-
-ARITHMETIC = frozenset(
-    OPERATORS[name]
-    for name in (
-        "add", "subtract", "multiply", "maximum", "minimum", "logical_and", "logical_or",
-        "logical_xor", "equal", "not_equal", "greater", "greater_equal", "less", "less_equal",
-        "power", "abs_max", "abs_min",
-    )
-    if name in OPERATORS
-)  # fmt: skip
-"""Binary operators in fp32 (nki_facts.md §2.10)."""
 
 
 def all_of(*checks: Check, indirect: Collection[str] = ()) -> Check:

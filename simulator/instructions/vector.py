@@ -22,7 +22,6 @@ from simulator.instructions.accumulators import (
 )
 from simulator.instructions.elementwise import binary, reader
 from simulator.instructions.limits import (
-    ARITHMETIC,
     all_of,
     free_dimensions,
     not_both_in_psum,
@@ -31,6 +30,7 @@ from simulator.instructions.limits import (
 from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
 from simulator.numerics import as_float32, store
 from simulator.operators import (
+    ALU,
     OPERATORS,
     Operator,
     add,
@@ -97,7 +97,7 @@ def _scan(instruction: Instruction, slots: Slots) -> Run:
     cost="max(64, 2N)",
     source="nki_facts.md §2.6",
     extra_check=all_of(not_both_in_psum("data0", "data1"), operators_given("op0", "op1")),
-    operators={"op0": ARITHMETIC, "op1": ARITHMETIC},
+    operators={"op0": ALU, "op1": ALU},
 )
 def tensor_tensor_scan(
     dst: Any,
@@ -190,7 +190,7 @@ _CUMULATIVE_DTYPES = (FLOATS - {dtypes.tfloat32}) | SMALL_INTEGERS
         operators_given("op0", "op1"),
         indirect=("dst", "src"),
     ),
-    operators={"op0": ARITHMETIC, "op1": frozenset({add, subtract, multiply, maximum, minimum})},
+    operators={"op0": ALU, "op1": frozenset({add, subtract, multiply, maximum, minimum})},
     accumulates="vector",
 )
 def tensor_scalar_cumulative(
@@ -309,7 +309,7 @@ def _note_optional_result(program: Program, instruction: Instruction) -> None:
         indirect=("dst", "data"),
     ),
     operators={
-        "op0": ARITHMETIC | _UNARY,
+        "op0": ALU | _UNARY,
         "reduce_op": frozenset({add, multiply, maximum, minimum}),
     },
     accumulates="vector",
