@@ -57,7 +57,7 @@ def _check_tensor(
     if tensor.dynamic is not None and tensor.dynamic.rows is not None:
         _check_rows(program, instruction, name, tensor.dynamic.rows)
     if instruction.engine != "dma":
-        _check_partitions(program, instruction, name, tensor)
+        _check_partitions(program, instruction, name, operand, tensor)
         _check_pattern(program, instruction, name, tensor)
     if operand.form == "column":
         _check_column(program, instruction, name, operand, tensor)
@@ -139,7 +139,7 @@ def _check_buffer(
 
 
 def _check_partitions(
-    program: Program, instruction: Instruction, name: str, tensor: NkiTensor
+    program: Program, instruction: Instruction, name: str, operand: Operand, tensor: NkiTensor
 ) -> None:
     if not tensor.buffer.on_chip:
         return
@@ -157,7 +157,7 @@ def _check_partitions(
         )
     start = tensor.start_partition
     starts = (0,) if count > 64 else (0, 64) if count > 32 else (0, 32, 64, 96)
-    if start not in starts:
+    if start not in starts and not operand.own_starts:
         program.report(
             instruction,
             "partition-start",

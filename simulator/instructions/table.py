@@ -79,6 +79,8 @@ class Operand:
     """The dtypes it may have; None for any."""
     many: bool = False
     """A list or tuple of tensors."""
+    own_starts: bool = False
+    """The instruction has a rule of its own for the partition it starts at."""
 
 
 def no_check(program: Program, instruction: Instruction) -> None:
