@@ -1,4 +1,7 @@
-"""Vector-class instructions: element by element, and reductions over free dimensions."""
+"""Element-wise instructions of the Vector class, and reductions over free dimensions.
+
+Source: nki_facts.md §2.6. Which operators go with what is in `arithmetic.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.enums import engine
-from simulator.instructions.table import Array, Operand, Run, Slots, instruction
-from simulator.numerics import as_float32, compute
-from simulator.operators import ALU, REDUCTIONS, Operator
-from simulator.registers import VirtualRegister
-from simulator.tensor import MemoryRegion, NkiTensor
+from simulator.instructions import bits
+from simulator.instructions.arithmetic import (
+    SCALAR_ENGINE,
+    check_dtypes,
+    check_engine,
+    check_generation,
+    check_operand,
+    choose_tensor_scalar_engine,
+    choose_tensor_tensor_engine,
+    is_exact,
+    kinds_of,
+    note_operators,
+    warn_widths,
+)
+from simulator.instructions.datapath import Reader, scratch, write
+from simulator.instructions.datapath import reader as reader
+from simulator.instructions.limits import not_both_in_psum
+from simulator.instructions.reductions import check_tensor_reduce, lower_tensor_reduce
+from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
+from simulator.operators import (
+    ALU,
+    BITVEC,
+    REDUCTIONS,
+    UNARY_ALU,
+    Operator,
+    invert,
+    maximum,
+    minimum,
+    power,
+    rsqrt,
+)
+from simulator.tensor import NkiTensor
 
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
 
 __all__ = ["reciprocal", "scalar_tensor_tensor", "tensor_reduce", "tensor_scalar", "tensor_tensor"]
 
-Shape = tuple[int, ...]
+Function = Callable[..., Array]
+
+_LOWEST, _HIGHEST = np.float32(-np.inf), np.float32(np.inf)
 
 
-def reader(value: Any, shape: Shape, slots: Slots) -> Any:
-    """A function (views) -> fp32 array that broadcasts to `shape`; numbers stay constants.
-
-    A tile is given `shape`; a (P, 1) column is given (P, 1, …, 1).
-    """
-    if isinstance(value, VirtualRegister):
-        register = slots.register(value)
-        return lambda views: views[register].astype(np.float32)
-    if not isinstance(value, NkiTensor):
-        number = np.float32(value)
-        return lambda views: number
-    slot = slots(value)
-    wanted = shape if value.size == int(np.prod(shape)) else (shape[0],) + (1,) * (len(shape) - 1)
-    if value.shape == wanted:
-        return lambda views: as_float32(views[slot])
-    return lambda views: as_float32(views[slot]).reshape(wanted)
-
-
-def binary(operator: Operator, reverse: bool) -> Any:
+def binary(operator: Operator, reverse: bool) -> Function:
     """`operator` as f(x, y, out=None), with its operands swapped if `reverse`."""
     function = operator.binary
     assert function is not None
@@ -49,53 +63,130 @@ def binary(operator: Operator, reverse: bool) -> Any:
     return lambda x, y, out=None: function(y, x, out=out)
 
 
+def stage(operator: Operator, operand: Any, reverse: bool) -> Function:
+    """One stage as f(x, y, out=None): `binary`, but faster where the operand is a number."""
+    if operator.binary is None:
+        unary = operator.unary
+        assert unary is not None
+        return lambda x, y, out=None: unary(x, out)
+    if isinstance(operand, int | float) and operand == operand:  # a NaN must show
+        if operator is maximum and operator.binary is np.maximum:
+            return lambda x, y, out=None: x.clip(y, _HIGHEST, out=out)
+        if operator is minimum and operator.binary is np.minimum:
+            return lambda x, y, out=None: x.clip(_LOWEST, y, out=out)
+    return binary(operator, reverse)
+
+
+def _last_stage(
+    dst: NkiTensor,
+    slots: Slots,
+    operator: Operator,
+    operand: Any,
+    reverse: bool,
+    first: Callable[[Arrays, Array], Array],
+    y: Reader,
+) -> Run:
+    """dst = first(views, memory) op y, where `first` may use the memory for its result."""
+    if operator.predicate is not None:
+        return _truth_to(dst, slots, operator.predicate, reverse, first, y)
+    function = stage(operator, operand, reverse)
+    return write(
+        dst, slots, lambda views, out: function(first(views, out), y(views), out=out), (operand,)
+    )
+
+
+def _truth_to(
+    dst: NkiTensor,
+    slots: Slots,
+    predicate: np.ufunc,
+    reverse: bool,
+    first: Callable[[Arrays, Array], Array],
+    y: Reader,
+) -> Run:
+    """dst = predicate(first, y) as 1 or 0, which every dtype holds: no cast through fp32."""
+    to, memory = slots(dst), scratch(slots, dst.shape, 0)
+    in_place = not dst.dtype.is_float and dst.dtype.itemsize == 1
+
+    def run(views: Arrays) -> None:
+        a, b = first(views, memory), y(views)
+        if reverse:
+            a, b = b, a
+        if in_place:
+            predicate(a, b, out=views[to].view(np.bool_))
+        else:
+            np.copyto(views[to], predicate(a, b), casting="unsafe")
+
+    return run
+
+
+# --- tensor_tensor --------------------------------------------------------------------------
+
+
 def _tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
-    dst = instruction["dst"]
-    x = reader(instruction["data1"], dst.shape, slots)
-    y = reader(instruction["data2"], dst.shape, slots)
-    write = compute(slots(dst), dst.dtype, dst.shape, binary(instruction["op"], False))
-    return lambda views: write(views, (x(views), y(views)))
+    dst, operator = instruction["dst"], instruction["op"]
+    y = instruction["data2"]
+    if operator.kind == "bitvec":
+        return bits.chain(instruction, slots, [(operator, y, False)], "data1")
+    if is_exact(instruction):
+        return bits.exact_words(instruction, slots)
+    first = reader(instruction["data1"], dst.shape, slots, 0)
+    second = reader(y, dst.shape, slots, 1)
+    if operator.predicate is None:  # one pass: y may be dst itself
+        function = binary(operator, False)
+        return write(dst, slots, lambda views, out: function(first(views), second(views), out=out))
+    return _last_stage(dst, slots, operator, y, False, lambda views, _: first(views), second)
 
 
-def _not_both_in_psum(first: str, second: str) -> Callable[[Program, Instruction], None]:
-    """A check that at most one of two operands is in PSUM."""
+def _check_tensor_tensor(program: Program, instruction: Instruction) -> None:
+    not_both_in_psum("data1", "data2")(program, instruction)
+    operator = instruction["op"]
+    if operator not in instruction.spec.operators["op"]:
+        return
+    tiles = ("dst", "data1", "data2")
+    check_generation(program, instruction, "op", operator.generation)
+    check_dtypes(program, instruction, operator.kind, *tiles)
+    if operator.kind == "bitvec":
+        warn_widths(program, instruction, *tiles)
+    if operator is power:
+        check_engine(program, instruction, "gpsimd", "nl.power")
 
-    def check(program: Program, instruction: Instruction) -> None:
-        if all(instruction[name].buffer is MemoryRegion.psum for name in (first, second)):
-            program.report(
-                instruction,
-                "psum-inputs",
-                f"{first} and {second} cannot both be in PSUM",
-                "Copy one of them to SBUF with nisa.tensor_copy",
-                operand=second,
-                limit="one of them in SBUF",
-                value="both in PSUM",
-            )
 
-    return check
+# --- tensor_scalar and scalar_tensor_tensor --------------------------------------------------
 
 
 def _tensor_scalar(instruction: Instruction, slots: Slots) -> Run:
     """dst = (data op0 operand0) op1 operand1; operand1 is a column, a number or a tile."""
-    dst = instruction["dst"]
-    x = reader(instruction["data"], dst.shape, slots)
-    a = reader(instruction["operand0"], dst.shape, slots)
-    first = binary(instruction["op0"], instruction["reverse0"])
-    if instruction["op1"] is None:
-        write = compute(slots(dst), dst.dtype, dst.shape, first)
-        return lambda views: write(views, (x(views), a(views)))
-    b = reader(instruction["operand1"], dst.shape, slots)
-    second = binary(instruction["op1"], instruction["reverse1"])
-
-    def both(x: Array, a: Array, b: Array, out: Array | None = None) -> Array:
-        return second(first(x, a), b, out=out)  # type: ignore[no-any-return]
-
-    write = compute(slots(dst), dst.dtype, dst.shape, both)
-    return lambda views: write(views, (x(views), a(views), b(views)))
+    dst, op0, op1 = instruction["dst"], instruction["op0"], instruction["op1"]
+    a, b = instruction["operand0"], instruction["operand1"]
+    reverse0, reverse1 = instruction["reverse0"], instruction["reverse1"]
+    if op0.kind == "bitvec":
+        steps = [(op0, a, reverse0)] + ([] if op1 is None else [(op1, b, reverse1)])
+        return bits.chain(instruction, slots, steps, "data")
+    x = reader(instruction["data"], dst.shape, slots, 0)
+    y = reader(0 if a is None else a, dst.shape, slots)
+    if op1 is None:
+        return _last_stage(dst, slots, op0, a, reverse0, lambda views, _: x(views), y)
+    first = stage(op0, a, reverse0)
+    z = reader(b, dst.shape, slots, 1)
+    return _last_stage(
+        dst, slots, op1, b, reverse1, lambda views, out: first(x(views), y(views), out=out), z
+    )
 
 
 def _check_tensor_scalar(program: Program, instruction: Instruction) -> None:
-    if (instruction["op1"] is None) != (instruction["operand1"] is None):
+    op0, op1 = instruction["op0"], instruction["op1"]
+    if op0 is None:
+        program.report(
+            instruction,
+            "operand",
+            "op0 is missing",
+            "Give an operator as op0; an operator that is optional goes in op1",
+            operand="op0",
+            limit="an operator",
+            value="None",
+        )
+        return
+    if (op1 is None) != (instruction["operand1"] is None):
         program.report(
             instruction,
             "operand",
@@ -103,73 +194,95 @@ def _check_tensor_scalar(program: Program, instruction: Instruction) -> None:
             "Give both or neither",
             operand="operand1",
             limit="both or neither",
-            value=f"op1={instruction['op1']!r}, operand1={instruction['operand1']!r}",
-        )
-
-
-def _axes(instruction: Instruction) -> tuple[int, ...]:
-    """The reduced axes as a sorted tuple of non-negative integers."""
-    axis = instruction["axis"]
-    rank = instruction["data"].ndim
-    axes = axis if isinstance(axis, tuple | list) else (axis,)
-    return tuple(sorted(a + rank if a < 0 else a for a in axes))
-
-
-def _tensor_reduce(instruction: Instruction, slots: Slots) -> Run:
-    dst, data = instruction["dst"], instruction["data"]
-    frm, axes = slots(data), _axes(instruction)
-    ufunc: np.ufunc = instruction["op"].reduction
-    negate: bool = instruction["negate"]
-    shape = dst.shape
-
-    def reduce(x: Array, out: Array | None = None) -> Array:
-        y: Array = ufunc.reduce(x, axis=axes).reshape(shape)
-        if negate:
-            y = np.negative(y)
-        if out is None:
-            return y
-        np.copyto(out, y)
-        return out
-
-    write = compute(slots(dst), dst.dtype, shape, reduce)
-    return lambda views: write(views, (as_float32(views[frm]),))
-
-
-def _check_tensor_reduce(program: Program, instruction: Instruction) -> None:
-    data: NkiTensor = instruction["data"]
-    dst: NkiTensor = instruction["dst"]
-    axes = _axes(instruction)
-    if not axes or axes != tuple(range(axes[0], data.ndim)) or axes[0] < 1:
-        program.report(
-            instruction,
-            "reduce-axis",
-            "tensor_reduce axis must be the last contiguous dim(s) of the tile",
-            "Reduce trailing free dimensions; over partitions use a matmul with ones",
-            operand="axis",
-            limit=f"trailing axes of {data.ndim} dimensions, not 0",
-            value=str(instruction["axis"]),
+            value=f"op1={op1!r}, operand1={instruction['operand1']!r}",
         )
         return
-    kept = int(np.prod(data.shape[1 : axes[0]]))
-    if dst.free_size != kept:
+    kinds = kinds_of(instruction, "op0", "op1")
+    if len(kinds) > 1:
         program.report(
             instruction,
-            "shape",
-            f"dst has {dst.free_size} elements per partition, the reduction leaves {kept}",
-            "Give dst the shape of the dimensions that are kept",
-            operand="dst",
-            limit=str(kept),
-            value=str(dst.free_size),
+            "operator",
+            "op0 and op1 must both be bitvec operators or both arithmetic",
+            "Use two instructions",
+            operand="op1",
+            limit=f"a {op0.kind} operator",
+            value=repr(op1),
         )
+    check_operand(program, instruction, "op0", "operand0")
+    if op1 is not None:
+        check_operand(program, instruction, "op1", "operand1")
+    _check_tensor_scalar_kind(program, instruction, kinds)
+
+
+def _check_tensor_scalar_kind(program: Program, instruction: Instruction, kinds: set[str]) -> None:
+    op0, op1 = instruction["op0"], instruction["op1"]
+    for parameter, operator in (("op0", op0), ("op1", op1)):
+        if operator in instruction.spec.operators[parameter] and operator not in UNARY_ALU:
+            check_generation(program, instruction, parameter, operator.generation)
+    kind = "bitvec" if "bitvec" in kinds else "arithmetic"
+    if len(kinds) == 1:
+        check_dtypes(program, instruction, kind, "dst", "data")
+    if kind == "bitvec":
+        warn_widths(program, instruction, "dst", "data", "operand0", "operand1")
+        check_engine(program, instruction, "vector", "a bitvec tensor_scalar")
+    elif op0 is rsqrt:
+        check_engine(program, instruction, "gpsimd", "nl.rsqrt in tensor_scalar")
+    elif instruction.engine == "gpsimd":
+        check_engine(program, instruction, "vector", "tensor_scalar without nl.rsqrt")
+    elif instruction.engine == "scalar":
+        _check_scalar_engine(program, instruction)
+
+
+def _check_scalar_engine(program: Program, instruction: Instruction) -> None:
+    pairs = SCALAR_ENGINE[program.target.generation]
+    given = (instruction["op0"], instruction["op1"])
+    if given not in pairs:
+        program.report(
+            instruction,
+            "engine",
+            f"the Scalar engine does not have the operators {given}",
+            "Leave engine out",
+            operand="engine",
+            limit=", ".join(sorted(str(pair) for pair in pairs)),
+            value=str(given),
+        )
+
+
+def _check_scalar_tensor_tensor(program: Program, instruction: Instruction) -> None:
+    not_both_in_psum("data", "operand1")(program, instruction)
+    for parameter in ("op0", "op1"):
+        operator = instruction[parameter]
+        if operator is None:
+            program.report(
+                instruction,
+                "operand",
+                f"{parameter} is missing",
+                f"Give an operator as {parameter}",
+                operand=parameter,
+                limit="an operator",
+                value="None",
+            )
+        elif operator in instruction.spec.operators[parameter]:
+            check_generation(program, instruction, parameter, operator.generation)
+    check_dtypes(program, instruction, "arithmetic", "dst", "data", "operand1")
+
+
+# --- reciprocal -------------------------------------------------------------------------------
 
 
 def _reciprocal(instruction: Instruction, slots: Slots) -> Run:
     dst = instruction["dst"]
-    x = reader(instruction["data"], dst.shape, slots)
-    write = compute(slots(dst), dst.dtype, dst.shape, np.reciprocal)
-    return lambda views: write(views, (x(views),))
+    x = reader(instruction["data"], dst.shape, slots, 0)
+    return write(dst, slots, lambda views, out: np.reciprocal(x(views), out=out))
 
 
+def _check_reciprocal(program: Program, instruction: Instruction) -> None:
+    check_dtypes(program, instruction, "arithmetic", "dst", "data")
+
+
+# --- the rows of the table ------------------------------------------------------------------
+
+_BINARY = ALU - {power}
 COLUMN = Operand("read", "column", number=True, float32=True)
 
 
@@ -179,8 +292,9 @@ COLUMN = Operand("read", "column", number=True, float32=True)
     lower=_tensor_tensor,
     cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
     source="nki_facts.md §2.6",
-    extra_check=_not_both_in_psum("data1", "data2"),
-    operators={"op": ALU},
+    extra_check=_check_tensor_tensor,
+    operators={"op": ALU | BITVEC - {invert}},
+    resolve=choose_tensor_tensor_engine,
 )
 def tensor_tensor(
     dst: Any,
@@ -190,7 +304,11 @@ def tensor_tensor(
     engine: engine = engine.unknown,
     name: str | None = None,
 ) -> tuple[Any, ...]:
-    """dst = data1 op data2."""
+    """dst = data1 op data2, element by element; nothing is broadcast.
+
+    Bitvec operators take integers as bits. Where dst, data1 and data2 are int32 or uint32 in
+    SBUF, GpSimd computes in integers modulo 2**32, unless engine=vector asks for fp32.
+    """
     return dst, data1, data2, op, engine, name
 
 
@@ -198,15 +316,19 @@ def tensor_tensor(
     operands={
         "dst": Operand("write"),
         "data": Operand("read"),
-        "operand0": COLUMN,
-        "operand1": Operand("read", "column", number=True, optional=True, float32=True),
+        "operand0": Operand("read", "column", number=True, optional=True),
+        "operand1": Operand("read", "column", number=True, optional=True),
     },
     engines=("vector", "scalar", "gpsimd"),
     lower=_tensor_scalar,
     cost="max(64, N)",
     source="nki_facts.md §2.6",
     extra_check=_check_tensor_scalar,
-    operators={"op0": ALU, "op1": ALU},
+    operators={
+        "op0": _BINARY | BITVEC | frozenset(UNARY_ALU),
+        "op1": _BINARY | BITVEC - {invert},
+    },
+    resolve=choose_tensor_scalar_engine,
 )
 def tensor_scalar(
     dst: Any,
@@ -220,7 +342,12 @@ def tensor_scalar(
     engine: engine = engine.unknown,
     name: str | None = None,
 ) -> tuple[Any, ...]:
-    """dst = (data op0 operand0) op1 operand1; operands are numbers or (P, 1) fp32 columns."""
+    """dst = (data op0 operand0) op1 operand1; operands are numbers or (P, 1) columns.
+
+    Columns are fp32 for arithmetic operators, integers for bitvec operators. An op0 with one
+    operand (nl.abs, nl.rsqrt, nl.reciprocal, nl.invert; nl.square and nl.relu on trn3) needs
+    operand0 None or 0.
+    """
     return dst, data, op0, operand0, reverse0, op1, operand1, reverse1, engine, name
 
 
@@ -235,8 +362,9 @@ def tensor_scalar(
     lower=_tensor_scalar,
     cost="max(64, 2N)",
     source="nki_facts.md §2.6",
-    extra_check=_not_both_in_psum("data", "operand1"),
-    operators={"op0": ALU, "op1": ALU},
+    extra_check=_check_scalar_tensor_tensor,
+    operators={"op0": _BINARY, "op1": _BINARY},
+    resolve=note_operators,
 )
 def scalar_tensor_tensor(
     dst: Any,
@@ -256,10 +384,10 @@ def scalar_tensor_tensor(
 @instruction(
     operands={"dst": Operand("write", "free"), "data": Operand("read", "free")},
     engines=("vector",),
-    lower=_tensor_reduce,
+    lower=lower_tensor_reduce,
     cost="max(64, N); N/2 if bf16 in and out and add or max",
     source="nki_facts.md §2.6",
-    extra_check=_check_tensor_reduce,
+    extra_check=check_tensor_reduce,
     operators={"op": REDUCTIONS},
 )
 def tensor_reduce(
@@ -271,7 +399,7 @@ def tensor_reduce(
     keepdims: bool = False,
     name: str | None = None,
 ) -> tuple[Any, ...]:
-    """Reduce trailing free dimensions."""
+    """Reduce trailing free dimensions; nl.subtract takes all others off the first element."""
     return dst, op, data, axis, negate, keepdims, name
 
 
@@ -281,6 +409,7 @@ def tensor_reduce(
     lower=_reciprocal,
     cost="max(64, 8N)",
     source="nki_facts.md §2.6",
+    extra_check=_check_reciprocal,
 )
 def reciprocal(dst: Any, data: Any, name: str | None = None) -> tuple[Any, ...]:
     """dst = 1 / data."""
