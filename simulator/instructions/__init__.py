@@ -9,6 +9,7 @@ from simulator.instructions import (
     elementwise,
     gathers,
     gpsimd,
+    microscaling,
     movement,
     random,
     scalar_engine,
@@ -22,6 +23,6 @@ from simulator.instructions.table import INSTRUCTIONS, InstructionSpec
 
 __all__ = [
     "INSTRUCTIONS", "InstructionSpec", "affine", "collectives", "control", "cores", "dma",
-    "elementwise", "gathers", "gpsimd", "movement", "random", "scalar_engine", "selection",
-    "statistics", "tensor_engine", "top8", "vector",
+    "elementwise", "gathers", "gpsimd", "microscaling", "movement", "random", "scalar_engine",
+    "selection", "statistics", "tensor_engine", "top8", "vector",
 ]  # fmt: skip

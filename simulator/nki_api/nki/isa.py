@@ -20,6 +20,7 @@ from simulator.instructions.dma import *  # noqa: F403
 from simulator.instructions.elementwise import *  # noqa: F403
 from simulator.instructions.gathers import *  # noqa: F403
 from simulator.instructions.gpsimd import *  # noqa: F403
+from simulator.instructions.microscaling import *  # noqa: F403
 from simulator.instructions.movement import *  # noqa: F403
 from simulator.instructions.random import *  # noqa: F403
 from simulator.instructions.scalar_engine import *  # noqa: F403
