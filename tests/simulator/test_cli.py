@@ -85,6 +85,12 @@ def paired(pair):
     nisa.dma_copy(dst=out, src=tile)
     return out
 
+@nki.jit
+def private(x):
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.private_hbm)
+    nisa.dma_copy(dst=out, src=x)
+    return out
+
 def undecorated(x):
     tile, out = moved(x)
     nisa.dma_copy(dst=out, src=tile)
@@ -578,6 +584,17 @@ def test_run_on_two_cores_and_another_target(cli: Run, kernels: str) -> None:
     assert json.loads(cli(*argv, "--lnc", "2")[1])["lnc"] == 2
 
 
+def test_run_remarks_on_what_check_refuses_and_a_call_does_not(cli: Run, kernels: str) -> None:
+    argv = (f"{kernels}:private", "--arg", "x=f32[8,4]")
+    assert cli("check", *argv)[0] == 1
+    code, out, _ = cli("run", *argv)
+    assert code == 0
+    assert "[output-buffer]" in out
+    assert [w["rule"] for w in json.loads(cli("run", *argv, "--json")[1])["warnings"]] == [
+        "output-buffer"
+    ]
+
+
 # --- references -------------------------------------------------------------------------
 
 
@@ -710,6 +727,19 @@ def test_a_wrong_command_is_bad_input(cli: Run, argv: list[str]) -> None:
 def test_no_colours_when_not_on_a_terminal(cli: Run, kernels: str) -> None:
     _, out, err = cli("check", f"{kernels}:crooked", "--arg", "x=f32[4,4]")
     assert "\x1b" not in out + err
+
+
+def test_colours_on_a_terminal_unless_no_color(
+    cli: Run, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("check", f"{kernels}:crooked", "--arg", "x=f32[4,4]")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "\x1b[36m" in cli(*argv)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[36m" not in cli(*argv)[1]
+    assert "\x1b" not in cli(*argv, "--json")[1]
 
 
 def test_as_a_program(kernels: str) -> None:
