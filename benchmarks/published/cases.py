@@ -55,8 +55,8 @@ _GEMM: dict[str, tuple[str, dict[str, int]]] = {
 _MAMBA_STEPS: dict[str, tuple[str, dict[str, bool]]] = {
     "007": ("states_outside", {}),
     "008": ("states_outside", {}),
-    "009": ("channels_outside", {"hoist_product": True}),
-    "010": ("channels_outside", {"hoist_product": True, "load_a_once": True}),
+    "009": ("channels_outside", {}),
+    "010": ("channels_outside", {"load_a_once": True}),
     "011": ("carried", {}),
     "012": ("carried", {}),
     "013": ("carried", {}),

@@ -13,6 +13,8 @@ counters that NKIBench publishes with its latencies; none is read off a latency.
 5. Loops without dependency are split, so that one instruction kind runs over a block of tiles.
 6. Loads of one place are issued once if the tiles fit into SBUF, else again at each use; stores
    of one tile row are merged.
+7. Elementwise work that does not change in the innermost loop moves out of it; transposes and
+   broadcasts on the Tensor engine do not (NKIBench's flops count them in every iteration).
 """
 
 import nki.isa as nisa

@@ -4,28 +4,30 @@ out[c, t] = Σ_s C[s, t] h_s[c, t],  h_s[c, t] = exp(delta[c, t] A[c, s]) h_s[c,
                                               + delta[c, t] u[c, t] B[s, t].
 
 B and C rows reach all partitions by a ones matmul into PSUM (legacy rule 4); the published
-counters of NKIBench's mamba say so: 117,440,512 flops, all of them broadcasts. Scalar then
-copies them to SBUF (18.6 % of the time is three passes, one exp and two copies).
+counters of NKIBench's mamba say so: 117,440,512 flops, all of them broadcasts. A row of at most
+one bank is read there by the only instruction that needs it (rule 2); a longer one is copied to
+SBUF bank by bank. delta * u does not change with the state and moves out of a state loop inside
+a channel loop (rule 7).
 """
 
 import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from benchmarks.published.legacy import BANK, P, load, ones_row, psum, sbuf
+from benchmarks.published.legacy import BANK, Balance, P, broadcast, load, ones_row, sbuf
 
 
-def _spread(ones, row_hbm, columns):
-    """An HBM row [1, columns] on all partitions of an SBUF tile."""
+def _spread(ones, row_hbm, columns, balance):
+    """An HBM row [1, columns] on all partitions: in PSUM, or in SBUF if it needs several banks."""
     row = load(row_hbm)
+    if columns <= BANK:
+        return broadcast(ones, row)
     result = sbuf((P, columns))
     for start in range(0, columns, BANK):
-        width = min(BANK, columns - start)
-        bank = psum(width)
-        nisa.nc_matmul(
-            dst=bank, stationary=ones, moving=row[:, start : start + width], accumulate=False
-        )
-        nisa.tensor_copy(dst=result[:, start : start + width], src=bank, engine=nisa.engine.scalar)
+        at = slice(start, min(start + BANK, columns))
+        bank = broadcast(ones, row[:, at])
+        engine = balance.choose(at.stop - at.start)
+        nisa.tensor_copy(dst=result[:, at], src=bank, engine=engine)
     return result
 
 
@@ -35,10 +37,12 @@ def _product(a, b):
     return result
 
 
-def _step(delta, a, delta_u, b, c, initial, total):
+def _step(delta, a, delta_u, b, c, initial, total, balance):
     """One state of one tile: exp, ·B, scan, ·C, added to `total`. Returns the scan."""
     decay, scan = sbuf(delta.shape), sbuf(delta.shape)
     nisa.activation(dst=decay, op=nl.exp, data=delta, scale=a)
+    balance.add("scalar", delta.shape[1])
+    balance.add("vector", 8 * delta.shape[1])
     nisa.tensor_tensor_scan(
         dst=scan,
         data0=decay,
@@ -73,23 +77,25 @@ def states_outside(delta, u, a, b, c):
     """
     channels, time = delta.shape
     out = nl.ndarray((channels, time), dtype=delta.dtype, buffer=nl.shared_hbm)
-    ones = ones_row()
+    ones, balance = ones_row(), Balance()
     totals = [_zeros((P, time)) for _ in range(channels // P)]
     for s in range(a.shape[1]):
         for tile, total in enumerate(totals):
             rows = slice(tile * P, (tile + 1) * P)
             delta_i, u_i, a_i = load(delta[rows, :]), load(u[rows, :]), load(a[rows, s : s + 1])
-            b_all = _spread(ones, b[s : s + 1, :], time)
-            c_all = _spread(ones, c[s : s + 1, :], time)
-            _step(delta_i, a_i, _product(delta_i, u_i), b_all, c_all, 0.0, total)
+            b_all = _spread(ones, b[s : s + 1, :], time, balance)
+            c_all = _spread(ones, c[s : s + 1, :], time, balance)
+            _step(delta_i, a_i, _product(delta_i, u_i), b_all, c_all, 0.0, total, balance)
     for tile, total in enumerate(totals):
         nisa.dma_copy(dst=out[tile * P : (tile + 1) * P, :], src=total)
     return out
 
 
 @nki.jit
-def channels_outside(delta, u, a, b, c, hoist_product=False, load_a_once=False):
+def channels_outside(delta, u, a, b, c, load_a_once=False):
     """Tutorial version 2: channel tiles outside, states inside; delta and u are loaded once.
+
+    autocomp's second step hoists delta * u by hand: the same instructions.
 
     Args:
         delta: HBM tensor [channels, time] fp32, channels a multiple of 128; u alike.
@@ -97,7 +103,6 @@ def channels_outside(delta, u, a, b, c, hoist_product=False, load_a_once=False):
         a: HBM tensor [channels, states].
         b: HBM tensor [states, time]; c alike.
         c: as b.
-        hoist_product: delta * u once per channel tile (autocomp's second step).
         load_a_once: all states of `a` in one DMA (autocomp's third step).
 
     Returns:
@@ -105,19 +110,18 @@ def channels_outside(delta, u, a, b, c, hoist_product=False, load_a_once=False):
     """
     channels, time = delta.shape
     out = nl.ndarray((channels, time), dtype=delta.dtype, buffer=nl.shared_hbm)
-    ones = ones_row()
+    ones, balance = ones_row(), Balance()
     for tile in range(channels // P):
         rows = slice(tile * P, (tile + 1) * P)
         total = _zeros((P, time))
         delta_i, u_i = load(delta[rows, :]), load(u[rows, :])
-        product = _product(delta_i, u_i) if hoist_product else None
+        delta_u = _product(delta_i, u_i)
         a_all = load(a[rows, :]) if load_a_once else None
         for s in range(a.shape[1]):
             a_i = load(a[rows, s : s + 1]) if a_all is None else a_all[:, s : s + 1]
-            b_all = _spread(ones, b[s : s + 1, :], time)
-            c_all = _spread(ones, c[s : s + 1, :], time)
-            delta_u = _product(delta_i, u_i) if product is None else product
-            _step(delta_i, a_i, delta_u, b_all, c_all, 0.0, total)
+            b_all = _spread(ones, b[s : s + 1, :], time, balance)
+            c_all = _spread(ones, c[s : s + 1, :], time, balance)
+            _step(delta_i, a_i, delta_u, b_all, c_all, 0.0, total, balance)
         nisa.dma_copy(dst=out[rows, :], src=total)
     return out
 
@@ -139,20 +143,22 @@ def time_tiled(delta, u, a, b, c, width=512):
     """
     channels, time = delta.shape
     out = nl.ndarray((channels, time), dtype=delta.dtype, buffer=nl.shared_hbm)
-    ones = ones_row()
+    ones, balance = ones_row(), Balance()
     for tile in range(channels // P):
         rows = slice(tile * P, (tile + 1) * P)
         total = _zeros((P, time))
         delta_i, u_i = load(delta[rows, :]), load(u[rows, :])
+        delta_u = _product(delta_i, u_i)
         for s in range(a.shape[1]):
             a_i = load(a[rows, s : s + 1])
             carry = _zeros((P, 1))
             for start in range(0, time, width):
                 at = slice(start, start + width)
-                b_all = _spread(ones, b[s : s + 1, at], width)
-                c_all = _spread(ones, c[s : s + 1, at], width)
-                delta_u = _product(delta_i[:, at], u_i[:, at])
-                scan = _step(delta_i[:, at], a_i, delta_u, b_all, c_all, carry, total[:, at])
+                b_all = _spread(ones, b[s : s + 1, at], width, balance)
+                c_all = _spread(ones, c[s : s + 1, at], width, balance)
+                scan = _step(
+                    delta_i[:, at], a_i, delta_u[:, at], b_all, c_all, carry, total[:, at], balance
+                )
                 nisa.tensor_copy(
                     dst=carry, src=scan[:, width - 1 : width], engine=nisa.engine.vector
                 )
@@ -179,7 +185,7 @@ def carried(delta, u, a, b, c, chunk_loads=False, width=512):
     channels, time = delta.shape
     states = a.shape[1]
     out = nl.ndarray((channels, time), dtype=delta.dtype, buffer=nl.shared_hbm)
-    ones = ones_row()
+    ones, balance = ones_row(), Balance()
     for tile in range(channels // P):
         rows = slice(tile * P, (tile + 1) * P)
         if not chunk_loads:
@@ -196,11 +202,18 @@ def carried(delta, u, a, b, c, chunk_loads=False, width=512):
                 delta_i, product = delta_all[:, at], product_all[:, at]
             total = _zeros((P, width), nl.psum)
             for s in range(states):
-                b_all = _spread(ones, b[s : s + 1, at], width)
-                c_all = _spread(ones, c[s : s + 1, at], width)
+                b_all = _spread(ones, b[s : s + 1, at], width, balance)
+                c_all = _spread(ones, c[s : s + 1, at], width, balance)
                 column = slice(s, s + 1)
                 scan = _step(
-                    delta_i, a_all[:, column], product, b_all, c_all, carry[:, column], total
+                    delta_i,
+                    a_all[:, column],
+                    product,
+                    b_all,
+                    c_all,
+                    carry[:, column],
+                    total,
+                    balance,
                 )
                 nisa.tensor_copy(
                     dst=carry[:, column],

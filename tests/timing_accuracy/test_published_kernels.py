@@ -104,7 +104,7 @@ def test_an_operand_that_does_not_fit_is_loaded_again():
     [
         (mamba.states_outside, {}),
         (mamba.channels_outside, {}),
-        (mamba.channels_outside, {"hoist_product": True, "load_a_once": True}),
+        (mamba.channels_outside, {"load_a_once": True}),
         (mamba.time_tiled, {"width": 256}),
         (mamba.carried, {"width": 256}),
         (mamba.carried, {"chunk_loads": True, "width": 256}),
