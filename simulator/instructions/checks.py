@@ -51,7 +51,10 @@ def _check_tensor(
     program: Program, instruction: Instruction, name: str, operand: Operand, tensor: Any
 ) -> None:
     if not isinstance(tensor, NkiTensor):
-        _check_number(program, instruction, name, tensor)
+        if operand.number:
+            _check_number(program, instruction, name, tensor)
+        else:
+            _report_no_tensor(program, instruction, name, tensor)
         return
     _check_buffer(program, instruction, name, operand, tensor)
     if tensor.dynamic is not None and tensor.dynamic.rows is not None:
@@ -86,6 +89,18 @@ def _check_rows(program: Program, instruction: Instruction, name: str, rows: Nki
             limit="(P, 1)",
             value=str(rows.shape),
         )
+
+
+def _report_no_tensor(program: Program, instruction: Instruction, name: str, value: Any) -> None:
+    program.report(
+        instruction,
+        "operand",
+        f"{name} holds a {type(value).__name__}",
+        "Give a list of tensors",
+        operand=name,
+        limit="NkiTensor",
+        value=type(value).__name__,
+    )
 
 
 FREE_DIMENSIONS = 4

@@ -58,13 +58,15 @@ def _check_common(program: Program, instruction: Instruction, sbuf: bool, many: 
     priority = instruction["priority"]
     if priority is not None and program.target.generation < 4:
         _report(program, instruction, "gen4-only", "priority", "trn3", program.target.name,
-                "priority is only supported for NeuronCore-v4 or newer", "Leave it out on trn2")  # fmt: skip
+                "priority is only supported for NeuronCore-v4 or newer",
+                "Leave it out on trn2")  # fmt: skip
     elif priority is not None and (isinstance(priority, bool) or priority not in PRIORITIES):
         _report(program, instruction, "collective-priority", "priority", "0 to 3", repr(priority),
                 "priority is a level from 0 to 3", "0 is the highest")  # fmt: skip
     sources, results = _sources(instruction), [t for _, t in _results(instruction)]
     pairs = len(results)
-    if not pairs or len(sources) % pairs or len(sources) < pairs:
+    lists = [name for name in instruction.spec.operands if name.startswith("srcs")]
+    if not pairs or len(sources) != pairs * len(lists):
         _report(program, instruction, "collective-tensors", "dsts", f"{len(sources)} tensors",
                 f"{pairs} tensors", "srcs and dsts differ in number",
                 "Give each src its dst")  # fmt: skip
