@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from simulator.cli import check, enable, run, show
+from simulator import enable
+from simulator.cli import check, run, show
 from simulator.cli.output import Output
 from simulator.cli.problems import BAD_INPUT, BadInput
 
