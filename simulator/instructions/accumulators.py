@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.instructions.datapath import row_sums
 from simulator.instructions.limits import Check
 from simulator.instructions.table import Array, Arrays, Slots
 from simulator.numerics import as_float32, store
-from simulator.operators import Operator
+from simulator.operators import Operator, add
 from simulator.tensor import NkiTensor
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def accumulate(
     registers = slots.accumulators("vector")
     ufunc = operator.reduction
     assert ufunc is not None
+    reduce = row_sums if operator is add else _over_free_dimensions(ufunc)
     identity = np.float32(IDENTITY[operator.name])
     init = instruction.get("reduce_init")
     initial = column(0.0 if init is None else init, count, slots)
@@ -76,13 +78,17 @@ def accumulate(
         if command == "reset":
             held[...] = identity
             return
-        reduced = ufunc.reduce(values, axis=tuple(range(1, values.ndim)))
+        reduced = reduce(values)
         if command == "reset_reduce":
             held[...] = reduced
         else:
             ufunc(held if command == "reduce" else initial(views), reduced, out=held)
 
     return collect, _read_out(instruction, slots, registers, count)
+
+
+def _over_free_dimensions(ufunc: np.ufunc) -> Callable[[Array], Array]:
+    return lambda values: ufunc.reduce(values, axis=tuple(range(1, values.ndim)))
 
 
 def _read_out(instruction: Instruction, slots: Slots, registers: int, count: int) -> ReadOut:

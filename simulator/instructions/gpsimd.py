@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator import dtypes
-from simulator.context import feature
 from simulator.instructions.affine import store_integers
+from simulator.instructions.arithmetic import note_operators
 from simulator.instructions.limits import (
     all_of,
     elements,
@@ -297,11 +297,6 @@ def _check_partition_reduce(program: Program, instruction: Instruction) -> None:
         )
 
 
-def _note_average(program: Program, instruction: Instruction) -> None:
-    if getattr(instruction["op"], "name", "") == "average":
-        feature("nl.average", since="0.5")
-
-
 @instruction(
     operands={
         "dst": Operand("write", "free", SBUF),
@@ -317,8 +312,8 @@ def _note_average(program: Program, instruction: Instruction) -> None:
         elements_between("data", 1, 65_535),
         operators_given("op"),
     ),
-    operators={"op": frozenset(OPERATORS[name] for name in _OVER_PARTITIONS if name in OPERATORS)},
-    resolve=_note_average,
+    operators={"op": frozenset(OPERATORS[name] for name in _OVER_PARTITIONS)},
+    resolve=note_operators,
 )
 def tensor_partition_reduce(
     dst: Any, op: Any, data: Any, name: str | None = None

@@ -16,7 +16,7 @@ import numpy as np
 
 from simulator import dtypes
 from simulator.enums import engine
-from simulator.instructions.elementwise import reader
+from simulator.instructions.datapath import reader
 from simulator.instructions.limits import (
     Check,
     all_of,

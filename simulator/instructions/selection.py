@@ -13,7 +13,7 @@ import numpy as np
 from simulator import dtypes
 from simulator.enums import reduce_cmd
 from simulator.instructions.accumulators import accumulate, commands
-from simulator.instructions.elementwise import reader
+from simulator.instructions.datapath import reader
 from simulator.instructions.limits import (
     all_of,
     is_integer,

@@ -20,8 +20,16 @@ from simulator.instructions.accumulators import (
     commands,
     initial_value,
 )
-from simulator.instructions.elementwise import binary, reader
+from simulator.instructions.arithmetic import (
+    check_dtypes,
+    check_generation,
+    check_operand,
+    note_operators,
+)
+from simulator.instructions.datapath import reader
+from simulator.instructions.elementwise import binary
 from simulator.instructions.limits import (
+    Check,
     all_of,
     free_dimensions,
     not_both_in_psum,
@@ -56,6 +64,19 @@ FLOATS = frozenset(
 SMALL_INTEGERS = frozenset({dtypes.int8, dtypes.int16, dtypes.uint8, dtypes.uint16})
 NUMBER = Operand("read", "column", number=True, float32=True)
 OPTIONAL_NUMBER = Operand("read", "column", number=True, optional=True, float32=True)
+
+
+def _arithmetic(*tiles: str) -> Check:
+    """Operators that the target has, on tiles that hold plain numbers."""
+
+    def check(program: Program, instruction: Instruction) -> None:
+        check_dtypes(program, instruction, "arithmetic", *tiles)
+        for name in instruction.spec.operators:
+            operator = instruction[name]
+            if isinstance(operator, Operator) and operator.binary is not None:
+                check_generation(program, instruction, name, operator.generation)
+
+    return check
 
 
 # --- tensor_tensor_scan -------------------------------------------------------------------
@@ -96,8 +117,13 @@ def _scan(instruction: Instruction, slots: Slots) -> Run:
     lower=_scan,
     cost="max(64, 2N)",
     source="nki_facts.md §2.6",
-    extra_check=all_of(not_both_in_psum("data0", "data1"), operators_given("op0", "op1")),
+    extra_check=all_of(
+        not_both_in_psum("data0", "data1"),
+        operators_given("op0", "op1"),
+        _arithmetic("dst", "data0", "data1"),
+    ),
     operators={"op0": ALU, "op1": ALU},
+    resolve=note_operators,
 )
 def tensor_tensor_scan(
     dst: Any,
@@ -188,10 +214,12 @@ _CUMULATIVE_DTYPES = (FLOATS - {dtypes.tfloat32}) | SMALL_INTEGERS
         commands("reset_reduce", "reduce", "load_reduce"),
         initial_value("imm1"),
         operators_given("op0", "op1"),
+        _arithmetic(),
         indirect=("dst", "src"),
     ),
     operators={"op0": ALU, "op1": frozenset({add, subtract, multiply, maximum, minimum})},
     accumulates="vector",
+    resolve=note_operators,
 )
 def tensor_scalar_cumulative(
     dst: Any,
@@ -221,8 +249,8 @@ def tensor_scalar_cumulative(
 
 # --- tensor_scalar_reduce, exponential ----------------------------------------------------
 
-_UNARY = frozenset(OPERATORS[name] for name in ("abs", "square", "relu") if name in OPERATORS)
-_GEN4 = ("abs_max", "abs_min", "square", "relu")
+_UNARY = frozenset({OPERATORS[name] for name in ("abs", "square", "relu")})
+"""Of one operand; square and relu on trn3 only."""
 
 
 def _scalar_reduce(instruction: Instruction, slots: Slots) -> Run:
@@ -247,29 +275,7 @@ def _scalar_reduce(instruction: Instruction, slots: Slots) -> Run:
 
 
 def _check_scalar_reduce(program: Program, instruction: Instruction) -> None:
-    op0, operand0 = instruction["op0"], instruction["operand0"]
-    unary = op0 in _UNARY
-    is_none = operand0 is None or (isinstance(operand0, int | float) and operand0 == 0)
-    if unary != (operand0 is None) and not (unary and is_none):
-        program.report(
-            instruction,
-            "operand",
-            f"operand0 does not go with op0={op0!r}",
-            "Unary operators take operand0=None, all others a number or a column",
-            operand="operand0",
-            limit="None" if unary else "a number or a column",
-            value=repr(operand0),
-        )
-    if getattr(op0, "name", "") in _GEN4 and program.target.generation < 4:
-        program.report(
-            instruction,
-            "gen4-only",
-            f"op0={op0!r} is only supported for NeuronCore-v4 or newer",
-            "Use it for trn3 only (NEURON_PLATFORM_TARGET_OVERRIDE=trn3)",
-            operand="op0",
-            limit="trn3",
-            value=program.target.name,
-        )
+    check_operand(program, instruction, "op0", "operand0")
     if instruction["reverse0"]:
         program.report(
             instruction,
@@ -283,6 +289,7 @@ def _check_scalar_reduce(program: Program, instruction: Instruction) -> None:
 
 
 def _note_optional_result(program: Program, instruction: Instruction) -> None:
+    note_operators(program, instruction)
     if instruction["reduce_res"] is None:
         feature("nisa.tensor_scalar_reduce without reduce_res", since="0.6")
 
@@ -304,6 +311,7 @@ def _note_optional_result(program: Program, instruction: Instruction) -> None:
         commands("reset_reduce", "reduce", "load_reduce"),
         initial_value("reduce_init"),
         operators_given("op0", "reduce_op"),
+        _arithmetic("dst", "data"),
         free_dimensions("dst", 3),
         free_dimensions("data", 3),
         indirect=("dst", "data"),

@@ -11,6 +11,7 @@ import nki.language as nl
 import pytest
 from rule_bench import X, assert_fires_alone, loaded, sbuf, stored, violations
 
+from simulator import dtypes, operators
 from simulator.specialise import TensorSpec
 from simulator.targets import TARGETS
 
@@ -115,6 +116,21 @@ def binary_of_one(x: Any) -> Any:
 def square_on_trn2(x: Any) -> Any:
     tile = loaded(x)
     nisa.tensor_scalar_reduce(dst=tile, data=tile, op0=nl.square, operand0=None, reduce_op=nl.add)
+    return stored(tile)
+
+
+def abs_max_on_trn2(x: Any) -> Any:
+    tile = loaded(x)
+    nisa.tensor_tensor_scan(
+        dst=tile, data0=tile, data1=tile, initial=0.0, op0=operators.abs_max, op1=nl.add
+    )
+    return stored(tile)
+
+
+def packed_scan(x: Any) -> Any:
+    tile, packed = loaded(x), sbuf(64, 32, dtype=dtypes.float8_e4m3fn_x4)
+    nisa.memset(dst=packed, value=0)
+    nisa.tensor_tensor_scan(dst=tile, data0=packed, data1=tile, initial=0.0, op0=nl.add, op1=nl.add)
     return stored(tile)
 
 
@@ -396,9 +412,11 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     clobbered_by_idle: ("accumulator-reset", "reset or reset_reduce first", "reduce"),
     more_than_was_reset: ("accumulator-reset", "32 partitions", "64 partitions"),
     reversed_reduce: ("immediate", "False", "True"),
-    unary_of_two: ("operand", "None", "2.0"),
+    unary_of_two: ("operand", "None or 0", "2.0"),
     binary_of_one: ("operand", "a number or a column", "None"),
-    square_on_trn2: ("gen4-only", "trn3", "trn2"),
+    square_on_trn2: ("gen4-only", "generation 4", "trn2"),
+    abs_max_on_trn2: ("gen4-only", "generation 4", "trn2"),
+    packed_scan: ("dtype", "not packed", "float8_e4m3fn_x4"),
     no_operator: ("operator", "nl.add, nl.maximum, nl.minimum, nl.multiply", "None"),
     reduce_by_power: ("operator", "nl.add, nl.maximum, nl.minimum, nl.multiply", "nl.power"),
     exponential_on_trn2: ("gen4-only", "generation 4", "trn2"),
