@@ -42,7 +42,7 @@ def violations(body: Callable[..., Any], target: str = "trn2", **arguments: Any)
 
 
 def assert_fires_alone(body: Callable[..., Any], rule: str, limit: str, value: str) -> None:
-    """Specialising `body` reports this one violation, at a line of the body or of a helper here.
+    """Specialising `body` reports this one violation, at a line of the body or of a bench's helper.
 
     An empty limit or value is not compared.
     """
@@ -51,7 +51,7 @@ def assert_fires_alone(body: Callable[..., Any], rule: str, limit: str, value: s
     assert limit in ("", found.limit)
     assert value in ("", found.value)
     assert found.mend
-    if found.file == __file__:
+    if Path(found.file).stem.endswith("_bench"):
         return
     assert found.file == body.__code__.co_filename
     lines = Path(found.file).read_text().splitlines()
