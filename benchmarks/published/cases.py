@@ -43,7 +43,7 @@ _KOPT: dict[str, tuple[str, dict[str, int]]] = {
 """sdk-kopt: versions 2 to 5 of the tutorial's matmul."""
 
 _GEMM: dict[str, tuple[str, dict[str, int]]] = {
-    "001": ("tiled", {}),
+    "001": ("tiled", {"merged": True}),
     "002": ("tile_groups", {"m_tiles": 1, "n_tiles": 2}),
     "003": ("tile_groups", {"m_tiles": 2, "n_tiles": 2}),
     "004": ("tile_groups", {"m_tiles": 4, "n_tiles": 2}),

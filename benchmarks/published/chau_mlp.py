@@ -15,6 +15,7 @@ from benchmarks.published.legacy import (
     P,
     broadcast,
     load,
+    load_tiles,
     ones_row,
     psum,
     sbuf,
@@ -34,17 +35,17 @@ def _gemm_tiles(lhs_t, rhs, bias):
     stays = depth // P * columns * rhs.dtype.itemsize <= SBUF_FOR_OPERAND
     kept = {}
     for m in range(rows // P):
-        left = [load(lhs_t[k * P : (k + 1) * P, m * P : (m + 1) * P]) for k in ks]
+        left = load_tiles(lhs_t, ks, m * P, P)
         for n in parts:
             at = slice(n * BANK, (n + 1) * BANK)
+            right = kept.get(n)
+            if right is None:
+                right = load_tiles(rhs, ks, n * BANK, BANK)
+            if stays:
+                kept[n] = right
             total = psum()
             for k in ks:
-                right = kept.get((k, n))
-                if right is None:
-                    right = load(rhs[k * P : (k + 1) * P, at])
-                if stays:
-                    kept[k, n] = right
-                nisa.nc_matmul(dst=total, stationary=left[k], moving=right, accumulate=k > 0)
+                nisa.nc_matmul(dst=total, stationary=left[k], moving=right[k], accumulate=k > 0)
             product = sbuf((P, BANK), lhs_t.dtype)
             nisa.tensor_copy(dst=product, src=total)
             tile = sbuf((P, BANK), lhs_t.dtype)

@@ -11,8 +11,8 @@ counters that NKIBench publishes with its latencies; none is read off a latency.
 3. Transposes of 128 columns fill a bank before one copy empties it.
 4. A broadcast over partitions is a matmul with a row of ones, into PSUM.
 5. Loops without dependency are split, so that one instruction kind runs over a block of tiles.
-6. Loads of one place are issued once if the tiles fit into SBUF, else again at each use; stores
-   of one tile row are merged.
+6. Loads of one place are issued once if the tiles fit into SBUF, else again at each use. Loads
+   and stores of neighbouring tiles are merged into transfers of up to 512 KiB.
 7. Elementwise work that does not change in the innermost loop moves out of it; transposes and
    broadcasts on the Tensor engine do not (NKIBench's flops count them in every iteration).
 """
@@ -24,6 +24,8 @@ P = 128
 """Partitions."""
 BANK = 512
 """fp32 columns of a PSUM bank."""
+TRANSFER = 512 * 1024
+"""Bytes up to which neighbouring tiles are moved by one DMA (rule 6)."""
 
 
 class Balance:
@@ -58,6 +60,24 @@ def load(source, shape=None):
     tile = sbuf(source.shape if shape is None else shape, source.dtype)
     nisa.dma_copy(dst=tile, src=source)
     return tile
+
+
+def load_tiles(source, tiles, left, width):
+    """Rule 6: the tiles source[128 t : 128 (t+1), left : left + width] for t in `tiles`."""
+    each = P * width * source.dtype.itemsize
+    group = max(1, TRANSFER // each)
+    columns = source.shape[1]
+    loaded = []
+    for first in range(tiles.start, tiles.stop, group):
+        count = min(group, tiles.stop - first)
+        block = sbuf((P, count, width), source.dtype)
+        view = source.ap(
+            pattern=[[columns, P], [P * columns, count], [1, width]],
+            offset=first * P * columns + left,
+        )
+        nisa.dma_copy(dst=block, src=view)
+        loaded += [block[:, i, :] for i in range(count)]
+    return loaded
 
 
 def copied(source, balance, dtype=None):

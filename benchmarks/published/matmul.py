@@ -8,7 +8,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from benchmarks.published.legacy import BANK, P, load, psum, sbuf
+from benchmarks.published.legacy import BANK, P, load, load_tiles, psum, sbuf
 
 
 def _store(out, m, n, total):
@@ -19,17 +19,36 @@ def _store(out, m, n, total):
 
 
 @nki.jit
-def tiled(lhs_t, rhs):
-    """Both tiles are loaded anew before each matmul."""
+def tiled(lhs_t, rhs, merged=False):
+    """Both tiles are loaded anew before each matmul.
+
+    Args:
+        lhs_t: HBM tensor [K, M].
+        rhs: HBM tensor [K, N].
+        merged: loads of neighbouring tiles are merged, as the old compiler does (legacy rule 6).
+    """
     (depth, rows), columns = lhs_t.shape, rhs.shape[1]
     out = nl.ndarray((rows, columns), dtype=lhs_t.dtype, buffer=nl.shared_hbm)
     for m in range(rows // P):
         for n in range(columns // BANK):
             total = psum()
-            for k in range(depth // P):
-                left = load(lhs_t[k * P : (k + 1) * P, m * P : (m + 1) * P])
-                right = load(rhs[k * P : (k + 1) * P, n * BANK : (n + 1) * BANK])
-                nisa.nc_matmul(dst=total, stationary=left, moving=right, accumulate=k > 0)
+            step = 16 if merged else 1  # tiles at a time: 512 KiB of lhs_t in bf16
+            for k0 in range(0, depth // P, step):
+                ks = range(k0, min(k0 + step, depth // P))
+                if merged:
+                    left = load_tiles(lhs_t, ks, m * P, P)
+                    right = load_tiles(rhs, ks, n * BANK, BANK)
+                else:
+                    left = [load(lhs_t[k * P : (k + 1) * P, m * P : (m + 1) * P]) for k in ks]
+                    at = slice(n * BANK, (n + 1) * BANK)
+                    right = [load(rhs[k * P : (k + 1) * P, at]) for k in ks]
+                for k in ks:
+                    nisa.nc_matmul(
+                        dst=total,
+                        stationary=left[k - k0],
+                        moving=right[k - k0],
+                        accumulate=k > 0,
+                    )
             _store(out, m, n, total)
     return out
 
@@ -112,6 +131,10 @@ def blocked_k(lhs_t, rhs, m_tiles=16, n_tiles=2, k_tiles=8):
     return out
 
 
+STEP = 4
+"""Tiles of K that are loaded at a time: 512 KiB of rhs in bf16 (legacy rule 6)."""
+
+
 @nki.jit
 def tile_groups(lhs_t, rhs, m_tiles=1, n_tiles=2, m_load=1, n_load=1):
     """`m_tiles` × `n_tiles` PSUM tiles grow together while K goes by.
@@ -129,21 +152,24 @@ def tile_groups(lhs_t, rhs, m_tiles=1, n_tiles=2, m_load=1, n_load=1):
     for m0 in range(0, rows // P, m_tiles):
         for n0 in range(0, columns // BANK, n_tiles):
             totals = [[psum() for _ in range(n_tiles)] for _ in range(m_tiles)]
-            for k in range(depth // P):
+            for k0 in range(0, depth // P, STEP):
+                ks = range(k0, min(k0 + STEP, depth // P))
                 right = [
-                    load(rhs[k * P : (k + 1) * P, n * BANK : (n + n_load) * BANK])
+                    load_tiles(rhs, ks, n * BANK, n_load * BANK)
                     for n in range(n0, n0 + n_tiles, n_load)
                 ]
-                for ml in range(0, m_tiles, m_load):
-                    at = (m0 + ml) * P
-                    left = load(lhs_t[k * P : (k + 1) * P, at : at + m_load * P])
-                    for m in range(m_load):
+                left = [
+                    load_tiles(lhs_t, ks, m * P, m_load * P)
+                    for m in range(m0, m0 + m_tiles, m_load)
+                ]
+                for k in ks:
+                    for m in range(m_tiles):
                         for n in range(n_tiles):
-                            inside = n % n_load * BANK
+                            row, column = m % m_load * P, n % n_load * BANK
                             nisa.nc_matmul(
-                                dst=totals[ml + m][n],
-                                stationary=left[:, m * P : (m + 1) * P],
-                                moving=right[n // n_load][:, inside : inside + BANK],
+                                dst=totals[m][n],
+                                stationary=left[m // m_load][k - k0][:, row : row + P],
+                                moving=right[n // n_load][k - k0][:, column : column + BANK],
                                 accumulate=k > 0,
                             )
             for m in range(m_tiles):

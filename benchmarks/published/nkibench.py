@@ -19,6 +19,7 @@ from benchmarks.published.legacy import (
     ones_row,
     psum,
     sbuf,
+    transposed,
 )
 
 
@@ -191,13 +192,6 @@ def transpose_matmul(lhs_t, rhs):
     return out
 
 
-def _transposed_tile(tile, balance):
-    """[128, 128].T in SBUF: one transpose, one copy."""
-    bank = psum(P)
-    nisa.nc_transpose(dst=bank, data=tile, engine=nisa.engine.tensor)
-    return copied(bank, balance)
-
-
 @nki.jit
 def matmul(lhs, rhs):
     """lhs @ rhs with lhs [M, K] transposed tile by tile for every 1024 columns of rhs.
@@ -217,18 +211,17 @@ def matmul(lhs, rhs):
     out = nl.ndarray((rows, columns), dtype=lhs.dtype, buffer=nl.shared_hbm)
     for n0 in range(0, columns, 2 * BANK):
         for m in range(0, rows, P):
-            left = []
+            left = sbuf((P, depth))
             for k0 in range(0, depth, 8 * P):
-                tile = load(lhs[m : m + P, k0 : k0 + 8 * P])
-                for k in range(0, 8 * P, P):
-                    left.append(_transposed_tile(tile[:, k : k + P], balance))
+                at = slice(k0, k0 + 8 * P)
+                transposed(load(lhs[m : m + P, at]), left[:, at], balance)
             totals = [psum(), psum()]
-            for k, stationary in enumerate(left):
+            for k in range(depth // P):
                 right = load(rhs[k * P : (k + 1) * P, n0 : n0 + 2 * BANK])
                 for n, total in enumerate(totals):
                     nisa.nc_matmul(
                         dst=total,
-                        stationary=stationary,
+                        stationary=left[:, k * P : (k + 1) * P],
                         moving=right[:, n * BANK : (n + 1) * BANK],
                         accumulate=k > 0,
                     )
@@ -268,10 +261,10 @@ def rmsnorm_matmul(x, w):
                 result = sbuf((P, 2 * BANK))
                 for n in (0, BANK):
                     total = psum()
-                    for k, stationary in enumerate(tiles):
+                    for k in range(depth // P):
                         nisa.nc_matmul(
                             dst=total,
-                            stationary=stationary,
+                            stationary=tiles[:, k * P : (k + 1) * P],
                             moving=right[k][:, n : n + BANK],
                             accumulate=k > 0,
                         )
@@ -284,7 +277,7 @@ def rmsnorm_matmul(x, w):
 
 
 def _normalised_transposed(tile, depth, balance):
-    """The [128, 128] transposes of tile / rms(tile), along the columns."""
+    """The [128, 128] transposes of tile / rms(tile), side by side."""
     partial = sbuf((P, depth // BANK))
     for j in range(depth // BANK):
         square = sbuf((P, BANK))
@@ -295,18 +288,18 @@ def _normalised_transposed(tile, depth, balance):
         nisa.tensor_reduce(dst=partial[:, j : j + 1], op=nl.add, data=mean, axis=1)
         balance.add("vector", BANK)
     inverse = _inverse_root(partial)
-    left = []
+    left = sbuf((P, depth))
     for j in range(depth // BANK):
+        at = slice(j * BANK, (j + 1) * BANK)
         scaled = sbuf((P, BANK))
         nisa.tensor_scalar(
             dst=scaled,
-            data=tile[:, j * BANK : (j + 1) * BANK],
+            data=tile[:, at],
             op0=nl.multiply,
             operand0=inverse,
             engine=balance.choose(BANK),
         )
-        for k in range(0, BANK, P):
-            left.append(_transposed_tile(scaled[:, k : k + P], balance))
+        transposed(scaled, left[:, at], balance)
     return left
 
 
@@ -343,12 +336,12 @@ def _rmsnorm_weighted(a, g_row, ones, eps, balance):
 
 def _product_with_transposes(tile, w_tiles, n, balance):
     """tile @ w[:, 512 n : 512 (n+1)] in PSUM; tile's transposes are made here, once per n."""
-    total = psum()
+    total, left = psum(), sbuf(tile.shape)
+    transposed(tile, left, balance)
     for k, right in enumerate(w_tiles):
-        stationary = _transposed_tile(tile[:, k * P : (k + 1) * P], balance)
         nisa.nc_matmul(
             dst=total,
-            stationary=stationary,
+            stationary=left[:, k * P : (k + 1) * P],
             moving=right[:, n * BANK : (n + 1) * BANK],
             accumulate=k > 0,
         )

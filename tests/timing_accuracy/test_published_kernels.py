@@ -38,6 +38,7 @@ def close(result, reference, tolerance=1e-5):
     ("kernel", "parameters"),
     [
         (matmul.tiled, {}),
+        (matmul.tiled, {"merged": True}),
         (matmul.blocked, {}),
         (matmul.blocked, {"m_tiles": 2, "n_tiles": 2}),
         (matmul.blocked_k, {"m_tiles": 2, "n_tiles": 2, "k_tiles": 2}),
