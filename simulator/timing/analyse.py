@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from simulator.lifetimes import peak_bytes_per_partition
 from simulator.tensor import MemoryRegion
 from simulator.timing.cost import DMA, ENGINES, QUEUES
 from simulator.timing.decode import QUEUE_COUNT
-from simulator.timing.play import PEER, SHARED, TABLE_LOAD
 
 if TYPE_CHECKING:
     from simulator.program import Program
@@ -23,8 +22,6 @@ LATENCY = "dma latency"
 BANDWIDTH = "dma bandwidth"
 STALL = "dependency stall"
 TABLE = "table load"
-CONTENTION = "shared port or bank"
-OTHER_CORE = "other core"
 
 
 def compute(engine: str) -> str:
@@ -35,8 +32,8 @@ def compute(engine: str) -> str:
 class Piece(NamedTuple):
     """A stretch of the critical path."""
 
-    index: int
-    """The instruction; -1 for launch and end."""
+    instruction: int
+    """Its index; -1 for launch and end."""
     cause: str
     begin_ns: float
     end_ns: float
@@ -48,47 +45,58 @@ def critical_path(timeline: Timeline) -> Iterator[Piece]:
     Each instruction is followed to what it waited for last. The pieces do not overlap and
     cover the latency.
     """
-    played, decoded = timeline.played, timeline.decoded
-    total = timeline.latency_ns
+    played = timeline.played
     launch = timeline.machine.launch_ns
-    if not decoded.costs:
-        yield Piece(-1, LAUNCH, 0.0, total)
-        return
     ends = np.maximum(np.frombuffer(played.end), np.frombuffer(played.release))
     index = int(np.argmax(ends))
-    yield Piece(-1, LAUNCH, float(ends[index]), total)
     until = float(ends[index])
+    yield Piece(-1, LAUNCH, until, timeline.latency_ns)
+    before = _before(timeline)
     while index >= 0:
         begin = played.start[index]
         yield from _pieces(timeline, index, begin, until)
-        previous, cause = played.binding[index], played.cause[index]
         until = min(until, begin)
-        if cause == TABLE_LOAD:
-            loaded = max(launch, until - timeline.machine.scalar_table_load_ns)
-            yield Piece(index, TABLE, loaded, until)
-            until = loaded
-            previous = _before(timeline, index, previous, until)
-        elif cause in (SHARED, PEER):
-            label = CONTENTION if cause == SHARED else OTHER_CORE
-            if previous >= 0 and played.start[previous] >= until:
-                yield Piece(index, label, played.start[previous], until)
-        if previous < 0:
-            if until > launch:
-                yield Piece(index, STALL, launch, until)
-            yield Piece(-1, LAUNCH, 0.0, min(until, launch))
-        index = previous
+        loading = played.tables.get(index)
+        if loading is not None and begin <= loading + timeline.machine.scalar_table_load_ns:
+            yield Piece(index, TABLE, loading, until)
+            until = loading
+            following = int(before[index])
+        elif index in played.contended:
+            following = played.contended[index]
+            if played.start[following] >= until:  # the other core came later
+                following = -1
+        else:
+            following = _binding(timeline, index, int(before[index]))
+        if following < 0 and until > launch:
+            yield Piece(index, STALL, launch, until)
+        index = following
+    yield Piece(-1, LAUNCH, 0.0, min(until, launch))
 
 
-def _before(timeline: Timeline, index: int, bound: int, until: float) -> int:
-    """What came before a table load: the queue's instruction before, if it had not ended."""
-    queues = timeline.decoded.queues
-    queue = queues[index]
-    at = index - 1
-    while at >= 0:
-        if queues[at] == queue:
-            return at
-        at -= 1
-    return -1 if bound < 0 or timeline.played.start[bound] > until else bound
+def _binding(timeline: Timeline, index: int, before: int) -> int:
+    """What an instruction waited for last: an input, or what its queue did before."""
+    played, queues = timeline.played, timeline.decoded.queues
+    latest, found = -1.0, -1
+    if before >= 0:
+        latest, found = played.release[before], before
+    for j in timeline.decoded.depends[index] or ():
+        done = played.end[j]
+        if done > latest or (done == latest and queues[j] != queues[index]):
+            latest, found = done, j
+    return found
+
+
+def _before(timeline: Timeline) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Of each instruction: the one its queue, or the Sync engine's sequencer, took before."""
+    queues = np.frombuffer(timeline.decoded.queues, dtype=np.uint8)
+    lanes = queues % QUEUE_COUNT
+    engines = np.where(lanes >= len(ENGINES), queues - lanes + QUEUES.index("sync"), queues)
+    before = np.full(len(queues), -1, dtype=np.int32)
+    for engine in np.unique(engines):
+        members = np.flatnonzero(engines == engine)
+        members = members[np.argsort(timeline.starts[members], kind="stable")]
+        before[members[1:]] = members[:-1]
+    return before
 
 
 def _pieces(timeline: Timeline, index: int, begin: float, until: float) -> Iterator[Piece]:
@@ -151,7 +159,7 @@ def busy_us(timeline: Timeline) -> dict[str, float]:
         for ring in range(len(ENGINES), QUEUE_COUNT):
             found[f"{prefix}sync"] += float(sums[base + ring]) / 1000
         found[f"{prefix}dma"] = _dma_busy(timeline, core) / 1000
-    for index, _ in played.tables:
+    for index in played.tables:
         core = decoded.queues[index] // QUEUE_COUNT
         prefix = f"{core}." if cores > 1 else ""
         found[f"{prefix}scalar"] += timeline.machine.scalar_table_load_ns / 1000
@@ -193,8 +201,8 @@ def lines(timeline: Timeline) -> list[Line]:
         instruction = decoded.instructions[index]
         table[instruction.file, instruction.line][1] += last - first
     for piece in critical_path(timeline):
-        if piece.index >= 0:
-            instruction = decoded.instructions[piece.index]
+        if piece.instruction >= 0:
+            instruction = decoded.instructions[piece.instruction]
             entry = table[instruction.file, instruction.line]
             entry[2] += piece.end_ns - piece.begin_ns
     found = [

@@ -17,7 +17,7 @@ from simulator.timing.machine import Machine
 if TYPE_CHECKING:
     from simulator.program import Instruction
 
-PLAIN, BRANCH, TENSOR, TABLE, PORT, DMA, MEET = range(7)
+PLAIN, BRANCH, TENSOR, TABLE, PORT, BANK, DMA, MEET = range(8)
 """How an instruction is played; from PORT on it needs something that queues share (play.py)."""
 
 QUEUES = ("tensor", "vector", "scalar", "gpsimd", "sync", "loads", "stores")
@@ -205,6 +205,10 @@ def tensors_of(instruction: Instruction) -> list[NkiTensor]:
     return [tensor for _, tensor in (*instruction.reads(), *instruction.writes())]
 
 
+def _in_psum(instruction: Instruction) -> bool:
+    return any(t.buffer is MemoryRegion.psum for t in tensors_of(instruction))
+
+
 def _elements(instruction: Instruction) -> int:
     """N: the most elements per partition of any operand."""
     return max((t.free_size for t in tensors_of(instruction)), default=1)
@@ -303,6 +307,8 @@ def _vector(instruction: Instruction, machine: Machine) -> Cost:
     interval = (cycles + machine.vector_interval_cycles) / clock + column
     latency = cycles / clock + machine.vector_fixed_ns + column
     kind = PORT if fast or machine.vector_port_shared else PLAIN
+    if _in_psum(instruction):
+        kind = BANK
     note = "copy" if instruction.spec.name == "tensor_copy" else ""
     return Cost(kind, QUEUES.index("vector"), interval, latency, note=note)
 
@@ -331,7 +337,8 @@ def _scalar(instruction: Instruction, machine: Machine) -> Cost:
         stream = max(stream, machine.dynamic_address_cycles / clock)
     table = TABLES.get(function, FREE_TABLE) if name != "tensor_copy" else FREE_TABLE
     queue = QUEUES.index("scalar")
-    return Cost(TABLE, queue, stream * slow + between, stream * slow + fixed, table=table)
+    kind = BANK if _in_psum(instruction) else TABLE
+    return Cost(kind, queue, stream * slow + between, stream * slow + fixed, table=table)
 
 
 def _gpsimd(instruction: Instruction, machine: Machine) -> Cost:

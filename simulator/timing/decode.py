@@ -1,12 +1,11 @@
 """A Program as arrays: for each played instruction its cost, queue and dependencies.
 
-One pass over the Program. The cost of an operand signature is found once (`cost.py`), and a
-storage that is always accessed by one view needs no search (`dependencies.py`).
+One pass over the Program. The cost of an operand signature is found once (`cost.py`), and so
+is what overlaps what in storages that are accessed alike (`dependencies.py`).
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,8 @@ from simulator.instructions.table import HBM, InstructionSpec
 from simulator.lifetimes import footprint, lifetimes
 from simulator.tensor import MemoryRegion, NkiTensor, Storage
 from simulator.timing import collectives
-from simulator.timing.cost import BRANCH, ENGINES, MEET, QUEUES, Cost, cost
-from simulator.timing.dependencies import Banks, Memory, Region, State, compress, contains
+from simulator.timing.cost import BANK, BRANCH, ENGINES, MEET, QUEUES, Cost, cost
+from simulator.timing.dependencies import Banks, Layout, Memory, State, signature
 from simulator.timing.loops import unroll
 from simulator.timing.machine import Machine
 
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
 QUEUE_COUNT = len(QUEUES)
 _RINGS = frozenset(QUEUES.index(name) for name in ("loads", "stores"))
 _TENSOR = QUEUES.index("tensor")
+_MANY_READERS = 12
 _EXTRAS = frozenset(
-    "op perf_mode is_transpose dge_mode engine dma_engine num_elem_per_idx num_valid_indices "
-    "n axes replica_group".split()
-)
+    {"op", "perf_mode", "is_transpose", "dge_mode", "engine", "dma_engine", "num_elem_per_idx",
+     "num_valid_indices", "n", "axes", "replica_group"}
+)  # fmt: skip
 """Operands that are no tensors and yet decide the cost."""
 
 
@@ -42,25 +42,32 @@ class Decoded:
     costs: list[Cost] = field(default_factory=list)
     queues: bytearray = field(default_factory=bytearray)
     """core * len(QUEUES) + index in QUEUES."""
-    banks: bytearray = field(default_factory=bytearray)
-    """1 + the PSUM bank that it reads or writes; 0 for none."""
-    starts: array[int] = field(default_factory=lambda: array("I", [0]))
-    """Where in `depends` its dependencies begin; one entry more at the end."""
-    depends: list[int] = field(default_factory=list)
+    depends: list[tuple[int, ...] | None] = field(default_factory=list)
+    """The instructions it waits for: of each queue, the last."""
+    banks: dict[int, int] = field(default_factory=dict)
+    """Of Vector and Scalar instructions that work in PSUM: 1 + the first bank."""
     meets: dict[int, int] = field(default_factory=dict)
     """The partner of each instruction that both cores come to together."""
     assumptions: list[str] = field(default_factory=list)
     """What was assumed about dynamic loops."""
 
 
-@dataclass(frozen=True)
 class _Plan:
     """What to look at in the operands of one row of the instruction table."""
 
-    number: int
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    extras: tuple[int, ...]
+    __slots__ = ("extras", "memo", "reads", "writes")
+
+    def __init__(self, spec: InstructionSpec) -> None:
+        dma = spec.engines == ("dma",) or spec.name in collectives.NAMES
+        reads = sorted(spec.reads, key=lambda name: name in spec.writes)
+        self.reads = tuple(spec.index[name] for name in reads)
+        self.writes = tuple(spec.index[name] for name in spec.writes)
+        self.extras = tuple(
+            position
+            for position, name in enumerate(spec.parameters)
+            if name in _EXTRAS and (name != "engine" or dma)
+        )
+        self.memo: dict[Any, Cost] = {}
 
 
 def decode(
@@ -73,7 +80,8 @@ def decode(
     """
     decoded = Decoded()
     order, looped = unroll(program, trips, decoded.assumptions)
-    _Decoder(program, machine, decoded).run(order, looped)
+    decoder = _Decoder(program, machine, decoded)
+    decoder.walk(order, {} if looped else _deaths(program))
     return decoded
 
 
@@ -89,299 +97,304 @@ class _Decoder:
         self.psum = [Banks(target.psum_banks, target.psum_bank_bytes) for _ in range(program.lnc)]
         self.states: list[State | None] = [None] * len(program.storages)
         self.untracked = _untracked(program)
-        self.plans: dict[InstructionSpec, _Plan] = {}
-        self.memo: dict[Any, Cost] = {}
+        self.layouts: dict[tuple[int, int], Layout] = {}
+        self.numbers: dict[Any, int] = {}
+        """Of cost signatures."""
         self.waits: list[int] = []
         """What a new storage's first use waits for."""
 
-    def run(self, order: Iterable[Instruction], looped: bool) -> None:
-        """Walk through the instructions in program order."""
-        dying = self._deaths() if not looped else {}
-        after = any(i.after for i in self.program.instructions)
-        where: dict[int, int] = {}
-        arrived: dict[int, int] = {}
-        step = self._step
-        for position, instruction in enumerate(order):
-            at = step(instruction)
-            if after:
-                where[id(instruction)] = at
-                self._explicit(instruction, where)
-            if instruction.peer is not None and self.decoded.costs[at].kind == MEET:
-                partner = arrived.pop(id(instruction.peer), None)
-                if partner is None:
-                    arrived[id(instruction)] = at
-                else:
-                    self.decoded.meets[at], self.decoded.meets[partner] = partner, at
-                    self._drop(at, partner)
-            dead = dying.get(position)
-            if dead is not None:
-                self._bury(dead)
+    def walk(self, order: Iterable[Instruction], dying: dict[int, list[Storage]]) -> None:
+        """Walk through the instructions in program order.
 
-    def _deaths(self) -> dict[int, list[Storage]]:
-        found: dict[int, list[Storage]] = {}
-        for lifetime in lifetimes(self.program):
-            if lifetime.storage.buffer.on_chip:
-                found.setdefault(lifetime.last, []).append(lifetime.storage)
+        The hot loop of the model: local names, no calls for what is common.
+        """
+        decoded, states = self.decoded, self.states
+        instructions, costs, queues = decoded.instructions, decoded.costs, decoded.queues
+        depends = decoded.depends
+        numbers = self.numbers
+        plans: dict[InstructionSpec, _Plan] = {}
+        explicit: dict[int, int] | None = None
+        if any(i.after for i in self.program.instructions):
+            explicit = {}
+        arrived: dict[int, int] = {}
+        at = 0
+        for position, instruction in enumerate(order):
+            spec, operands = instruction.spec, instruction.operands
+            plan = plans.get(spec)
+            if plan is None:
+                plan = plans[spec] = _Plan(spec)
+            key: list[Any] = [instruction.engine]
+            raw: list[int] = []
+            war: list[int] = []
+            for operand in plan.reads:
+                tensor = operands[operand]
+                if tensor.__class__ is not NkiTensor:
+                    key.append(self._others(tensor, at, raw, None))
+                    continue
+                state = states[tensor.storage.index]
+                if state is None:
+                    state = self._state(tensor.storage)
+                if tensor is state.tensor:
+                    number, signed, conflicts, _ = state.entry
+                else:
+                    layout = state.layout
+                    if layout is None or tensor.dynamic is not None:
+                        key.append(self._slow(state, tensor, at, raw, None))
+                        continue
+                    view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+                    entry = layout.index.get(view) or state.add(view, tensor, numbers)
+                    number, signed, conflicts, _ = state.entry = entry
+                    state.tensor = tensor
+                key.append(signed)
+                writer = state.writers[number]
+                if writer >= 0:
+                    raw.append(writer)
+                for other in conflicts:
+                    writer = state.writers[other]
+                    if writer >= 0:
+                        raw.append(writer)
+                readers = state.readers[number]
+                readers.append(at)
+                if len(readers) > _MANY_READERS:
+                    _compress(readers, queues)
+            for operand in plan.writes:
+                tensor = operands[operand]
+                if tensor.__class__ is not NkiTensor:
+                    key.append(self._others(tensor, at, raw, war))
+                    continue
+                state = states[tensor.storage.index]
+                if state is None:
+                    state = self._state(tensor.storage)
+                if tensor is state.tensor:
+                    number, signed, conflicts, covered = state.entry
+                else:
+                    layout = state.layout
+                    if layout is None or tensor.dynamic is not None:
+                        key.append(self._slow(state, tensor, at, raw, war))
+                        continue
+                    view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+                    entry = layout.index.get(view) or state.add(view, tensor, numbers)
+                    number, signed, conflicts, covered = state.entry = entry
+                    state.tensor = tensor
+                key.append(signed)
+                writers, everyone = state.writers, state.readers
+                if writers[number] >= 0:
+                    war.append(writers[number])
+                if everyone[number]:
+                    war += everyone[number]
+                    everyone[number] = []
+                if conflicts:
+                    for other in conflicts:
+                        if writers[other] >= 0:
+                            war.append(writers[other])
+                        war += everyone[other]
+                    for other in covered:
+                        writers[other] = at
+                        everyone[other] = []
+                writers[number] = at
+            for operand in plan.extras:
+                value = operands[operand]
+                key.append(value if value.__class__ is int else id(value))
+            whole = tuple(key)
+            price = plan.memo.get(whole)
+            if price is None:
+                price = plan.memo[whole] = cost(instruction, self.machine)
+            if self.waits:
+                war += self.waits
+                self.waits = []
+            kind = price[1]
+            queue = kind + instruction.core * QUEUE_COUNT
+            if price[0] == BRANCH:
+                at = self._branch(instruction, price)
+                continue
+            found: Any = None
+            if raw or war:
+                last: dict[int, int] = {}
+                skip = queue if kind == _TENSOR else -1
+                for j in raw:
+                    other = queues[j]
+                    if other != skip and last.get(other, -1) < j:
+                        last[other] = j
+                skip = -1 if kind in _RINGS else queue
+                for j in war:
+                    if j != at:
+                        other = queues[j]
+                        if other != skip and last.get(other, -1) < j:
+                            last[other] = j
+                if last:
+                    found = tuple(last.values())
+            instructions.append(instruction)
+            costs.append(price)
+            queues.append(queue)
+            depends.append(found)
+            if price[0] == BANK:
+                self._note_bank(operands, plan, at)
+            if explicit is not None:
+                self._explicit(instruction, at, explicit)
+            if instruction.peer is not None and price[0] == MEET:
+                self._pair(instruction, at, arrived)
+            at += 1
+            if position in dying:
+                self._bury(dying[position])
+
+    # --- what is rare ----------------------------------------------------------------------
+
+    def _slow(
+        self, state: State, tensor: NkiTensor, at: int, raw: list[int], war: list[int] | None
+    ) -> int:
+        """An access to HBM that nothing waits for, or with an address from the device.
+
+        Args:
+            state: of the tensor's storage.
+            tensor: what is accessed.
+            at: by which instruction.
+            raw: gets what a read waits for.
+            war: gets what a write waits for; None for a read.
+        """
+        found_signature = signature(state, tensor, self.numbers)
+        if tensor.dynamic is not None:
+            for index in tensor.dynamic.tensors():
+                self._others((index,), at, raw, None)
+        if state.layout is None:
+            return found_signature
+        static = tensor.dynamic is None
+        shape, strides = (tensor.shape, tensor.strides) if static else ((), ())
+        view = (tensor.offset if static else -1, shape, strides, tensor.dtype)
+        found = state.layout.index.get(view) or state.add(view, tensor, self.numbers)
+        number, _, conflicts, covered = found
+        for other in (number, *conflicts):
+            if state.writers[other] >= 0:
+                (raw if war is None else war).append(state.writers[other])
+            if war is not None:
+                war += state.readers[other]
+        if war is None:
+            state.readers[number].append(at)
+        else:
+            state.readers[number] = []
+            state.writers[number] = at
+            for other in covered if static else ():
+                state.writers[other] = at
+                state.readers[other] = []
+        return found_signature
+
+    def _others(self, value: Any, at: int, raw: list[int], war: list[int] | None) -> Any:
+        """An operand that is a list of tensors, a number, a register or nothing."""
+        if not isinstance(value, list | tuple):
+            return value is None
+        return tuple(
+            self._slow(self.states[t.storage.index] or self._state(t.storage), t, at, raw, war)
+            for t in value
+            if isinstance(t, NkiTensor)
+        )
+
+    def _state(self, storage: Storage) -> State:
+        """A storage's state at its first use: on chip it gets its memory."""
+        core = storage.core or 0
+        if not storage.buffer.on_chip:
+            layout = None
+            if storage.index not in self.untracked:
+                layout = self._layout(0, storage.shape[-1] * storage.dtype.itemsize)
+            state = State(0, layout)
+        elif storage.buffer is MemoryRegion.psum:
+            banks = self.psum[core]
+            layout = self._layout(2, storage.bytes_per_partition)
+            state = State(2, layout, footprint(self.program, storage), banks)
+            self.waits += banks.place(state, storage)
+        else:
+            size = storage.bytes_per_partition
+            state = State(1, self._layout(1, size), size, self.sbuf[core])
+            self.waits += self.sbuf[core].take(size)
+        self.states[storage.index] = state
+        return state
+
+    def _layout(self, where: int, row: int) -> Layout:
+        """The empty layout of storages with rows of this size."""
+        found = self.layouts.get((where, row))
+        if found is None:
+            found = self.layouts[where, row] = Layout(row)
         return found
 
     def _bury(self, storages: list[Storage]) -> None:
+        """Storages that no instruction touches any more."""
         for storage in storages:
             state = self.states[storage.index]
             if state is not None and state.memory is not None:
                 state.memory.give(state)
                 self.states[storage.index] = None
 
-    def _explicit(self, instruction: Instruction, where: dict[int, int]) -> None:
-        for producer in instruction.after:
-            at = where.get(id(producer))
-            if at is not None:
-                self.decoded.depends.append(at)
-                self.decoded.starts[-1] += 1
-
-    def _drop(self, at: int, partner: int) -> None:
-        """Partners meet: neither waits for the other's end."""
-        decoded = self.decoded
-        begin = decoded.starts[at]
-        kept = [d for d in decoded.depends[begin:] if d != partner]
-        decoded.depends[begin:] = kept
-        decoded.starts[-1] = begin + len(kept)
-
-    def _step(self, instruction: Instruction) -> int:
-        """Append one instruction; returns its index."""
-        plan = self.plans.get(instruction.spec)
-        if plan is None:
-            plan = self._plan(instruction.spec)
-        decoded = self.decoded
-        at = len(decoded.costs)
-        operands = instruction.operands
-        states = self.states
-        key: list[Any] = [plan.number, instruction.engine]
-        raw: list[int] = []
-        war: list[int] = []
-        touched: list[Region] = []
-        bank = 0
-        for position in plan.reads:
-            tensor = operands[position]
-            if tensor.__class__ is not NkiTensor:
-                if tensor.__class__ in (list, tuple):
-                    for item in tensor:
-                        if item.__class__ is NkiTensor:
-                            key.append(item.shape)
-                            self._read(item, at, raw)
-                continue
-            state = states[tensor.storage.index]
-            if state is None:
-                state = self._state(tensor.storage)
-            key += (tensor.shape, tensor.strides, tensor.dtype, state.where)
-            if tensor.dynamic is not None:
-                key.append(self._dynamic(tensor, at, raw))
-            if state.row:
-                if tensor.offset == state.offset and tensor.shape == state.shape:
-                    region = state.first
-                else:
-                    region = state.region(tensor)
-                touched.append(region)  # type: ignore[arg-type]
-                for other in region.conflicts:  # type: ignore[union-attr]
-                    if other.writer >= 0:
-                        raw.append(other.writer)
-                bank = state.bank or bank
-        read_count = len(touched)
-        for position in plan.writes:
-            tensor = operands[position]
-            if tensor.__class__ is not NkiTensor:
-                if tensor.__class__ in (list, tuple):
-                    for item in tensor:
-                        if item.__class__ is NkiTensor:
-                            key.append(item.shape)
-                            self._write(item, at, war)
-                continue
-            state = states[tensor.storage.index]
-            if state is None:
-                state = self._state(tensor.storage)
-            key += (tensor.shape, tensor.strides, tensor.dtype, state.where)
-            if tensor.dynamic is not None:
-                key.append(self._dynamic(tensor, at, raw))
-            if state.row:
-                if tensor.offset == state.offset and tensor.shape == state.shape:
-                    region = state.first
-                else:
-                    region = state.region(tensor)
-                touched.append(region)  # type: ignore[arg-type]
-                for other in region.conflicts:  # type: ignore[union-attr]
-                    if other.writer >= 0:
-                        war.append(other.writer)
-                    war += other.readers
-                bank = state.bank or bank
-        for position in plan.extras:
-            value = operands[position]
-            key.append(value if value.__class__ is int else id(value))
-        signature = tuple(key)
-        price = self.memo.get(signature)
-        if price is None:
-            price = self.memo[signature] = cost(instruction, self.machine)
-        queue = instruction.core * QUEUE_COUNT + price.queue
-        if self.waits:
-            war += self.waits
-            self.waits = []
-        if price.kind == BRANCH:
-            return self._branch(instruction, price)
-        decoded.instructions.append(instruction)
-        decoded.costs.append(price)
-        decoded.queues.append(queue)
-        decoded.banks.append(bank)
-        for index, region in enumerate(touched):
-            if index < read_count:
-                readers = region.readers
-                if readers and decoded.queues[readers[-1]] == queue:
-                    readers[-1] = at
-                else:
-                    readers.append(at)
-                    compress(readers, decoded.queues)
-            else:
-                self._wrote(region, at)
-        if raw or war:
-            self._depend(queue, price.queue, raw, war, at)
-        decoded.starts.append(len(decoded.depends))
-        return at
-
-    def _depend(self, queue: int, kind: int, raw: list[int], war: list[int], at: int) -> None:
-        """Keep, for each queue, the last instruction waited for.
-
-        An engine's own order makes WAR and WAW hold on it; the Tensor engine also accumulates
-        into a bank without waiting. DMAs of one ring run side by side.
-        """
-        queues = self.decoded.queues
-        ring = kind in _RINGS
-        if len(raw) + len(war) == 1:
-            one = (raw or war)[0]
-            if queues[one] != queue or ring or (raw and kind != _TENSOR):
-                self.decoded.depends.append(one)
-            return
-        last: dict[int, int] = {}
-        skip = queue if kind == _TENSOR and not ring else -1
-        for j in raw:
-            other = queues[j]
-            if other != skip and last.get(other, -1) < j:
-                last[other] = j
-        skip = -1 if ring else queue
-        for j in war:
-            if j == at:
-                continue
-            other = queues[j]
-            if other != skip and last.get(other, -1) < j:
-                last[other] = j
-        self.decoded.depends += last.values()
-
-    def _wrote(self, region: Region, at: int) -> None:
-        """A write makes what it covers its own."""
-        region.writer = at
-        region.readers = []
-        if len(region.conflicts) > 1:
-            for other in region.conflicts:
-                if other is not region and contains(region.box, other.box):
-                    other.writer = at
-                    other.readers = []
-
-    def _read(self, tensor: NkiTensor, at: int, raw: list[int]) -> None:
-        """A read off the fast path: index tiles and lists of tensors."""
-        state = self.states[tensor.storage.index] or self._state(tensor.storage)
-        if not state.row:
-            return
-        region = state.region(tensor)
-        if state.offset == tensor.offset and state.shape == tensor.shape:
-            region = state.first or region
-        raw += [other.writer for other in region.conflicts if other.writer >= 0]
-        region.readers.append(at)
-
-    def _write(self, tensor: NkiTensor, at: int, war: list[int]) -> None:
-        state = self.states[tensor.storage.index] or self._state(tensor.storage)
-        if not state.row:
-            return
-        region = state.region(tensor)
-        if state.offset == tensor.offset and state.shape == tensor.shape:
-            region = state.first or region
-        for other in region.conflicts:
-            war += [*other.readers, *([other.writer] if other.writer >= 0 else [])]
-        self._wrote(region, at)
-
-    def _dynamic(self, tensor: NkiTensor, at: int, raw: list[int]) -> str:
-        """Read the index tiles of a dynamic view; returns what the cost depends on."""
-        assert tensor.dynamic is not None
-        for index in tensor.dynamic.tensors():
-            self._read(index, at, raw)
-        return "rows" if tensor.dynamic.rows is not None else "dynamic"
+    def _note_bank(self, operands: tuple[Any, ...], plan: _Plan, at: int) -> None:
+        """Find the PSUM bank an instruction works in."""
+        for operand in (*plan.reads, *plan.writes):
+            tensor = operands[operand]
+            if isinstance(tensor, NkiTensor) and tensor.buffer is MemoryRegion.psum:
+                state = self.states[tensor.storage.index]
+                if state is not None and state.bank:
+                    self.decoded.banks[at] = state.bank
 
     def _branch(self, instruction: Instruction, price: Cost) -> int:
         """A loop's end is a branch in every engine's queue of its core."""
         decoded = self.decoded
-        at = len(decoded.costs)
-        if instruction.spec.name in LOOPS:
-            return at - 1
-        base = instruction.core * QUEUE_COUNT
-        for queue in range(len(ENGINES)):
-            decoded.instructions.append(instruction)
-            decoded.costs.append(price)
-            decoded.queues.append(base + queue)
-            decoded.banks.append(0)
-            decoded.starts.append(len(decoded.depends))
-        return at
+        if instruction.spec.name not in LOOPS:
+            for queue in range(len(ENGINES)):
+                decoded.instructions.append(instruction)
+                decoded.costs.append(price)
+                decoded.queues.append(instruction.core * QUEUE_COUNT + queue)
+                decoded.depends.append(None)
+        return len(decoded.costs)
 
-    def _plan(self, spec: InstructionSpec) -> _Plan:
-        by_name = [spec.index[name] for name in spec.parameters if name in _EXTRAS]
-        extras = tuple(i for i in by_name if spec.parameters[i] != "engine" or _is_dma(spec))
-        results = tuple(
-            i for i, n in enumerate(spec.parameters) if n == "reduce_res" and n not in spec.writes
-        )
-        plan = _Plan(
-            len(self.plans),
-            tuple(spec.index[n] for n in spec.reads if n not in spec.writes),
-            tuple(spec.index[n] for n in spec.writes),
-            extras + results,
-        )
-        updates = tuple(spec.index[n] for n in spec.reads if n in spec.writes)
-        plan = _Plan(plan.number, plan.reads + updates, plan.writes, plan.extras)
-        self.plans[spec] = plan
-        return plan
+    def _explicit(self, instruction: Instruction, at: int, where: dict[int, int]) -> None:
+        """What the kernel told it to wait for (`depends_on`)."""
+        where[id(instruction)] = at
+        told = tuple(where[id(i)] for i in instruction.after if id(i) in where)
+        if told:
+            self.decoded.depends[at] = (*(self.decoded.depends[at] or ()), *told)
 
-    def _state(self, storage: Storage) -> State:
-        """A storage's state at its first use: on chip it gets its memory."""
-        program = self.program
-        core = storage.core or 0
-        if storage.buffer is MemoryRegion.psum:
-            size = footprint(program, storage)
-            banks = self.psum[core]
-            state = State(2, storage.bytes_per_partition, size, banks)
-            self.waits += banks.place(state, storage)
-        elif storage.buffer is MemoryRegion.sbuf:
-            size = storage.bytes_per_partition
-            state = State(1, size, size, self.sbuf[core])
-            self.waits += self.sbuf[core].take(size)
-        else:
-            row = storage.shape[-1] * storage.dtype.itemsize
-            state = State(0, 0 if storage.index in self.untracked else row, 0, None)
-        self.states[storage.index] = state
-        return state
+    def _pair(self, instruction: Instruction, at: int, arrived: dict[int, int]) -> None:
+        """Find the partner on the other core; neither waits for the other's end."""
+        partner = arrived.pop(id(instruction.peer), None)
+        if partner is None:
+            arrived[id(instruction)] = at
+            return
+        decoded = self.decoded
+        decoded.meets[at], decoded.meets[partner] = partner, at
+        decoded.depends[at] = tuple(d for d in decoded.depends[at] or () if d != partner) or None
 
 
-def _is_dma(spec: InstructionSpec) -> bool:
-    return spec.engines == ("dma",) or spec.name in collectives.NAMES
+def _compress(readers: list[int], queues: bytearray) -> None:
+    """Keep the last reader of each queue, as queues are in order, and the present one."""
+    last = {queues[reader]: reader for reader in readers[:-1]}
+    readers[:] = [*sorted(last.values()), readers[-1]]
+
+
+def _deaths(program: Program) -> dict[int, list[Storage]]:
+    """Position -> the on-chip storages used there for the last time."""
+    found: dict[int, list[Storage]] = {}
+    for lifetime in lifetimes(program):
+        if lifetime.storage.buffer.on_chip:
+            found.setdefault(lifetime.last, []).append(lifetime.storage)
+    return found
 
 
 def _untracked(program: Program) -> set[int]:
     """HBM storages that are only read, or only written: nothing waits for them."""
-    touches = {}
+    touches: dict[InstructionSpec, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     read: set[int] = set()
     written: set[int] = set()
+    nothing: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     for instruction in program.instructions:
         spec = instruction.spec
-        known = touches.get(spec)
-        if known is None:
-            known = touches[spec] = any(o.buffers & HBM for o in spec.operands.values())
-        if known:
-            for _, tensor in instruction.reads():
-                read.add(tensor.storage.index)
-            for _, tensor in instruction.writes():
-                written.add(tensor.storage.index)
+        places = touches.get(spec)
+        if places is None:
+            plan = _Plan(spec)
+            in_hbm = any(operand.buffers & HBM for operand in spec.operands.values())
+            places = touches[spec] = (plan.reads, plan.writes) if in_hbm else nothing
+        if places is not nothing:
+            for operands, found in zip(places, (read, written), strict=True):
+                for operand in operands:
+                    value = instruction.operands[operand]
+                    for tensor in value if isinstance(value, list | tuple) else (value,):
+                        if isinstance(tensor, NkiTensor):
+                            found.add(tensor.storage.index)
     return {
         storage.index
         for storage in program.storages

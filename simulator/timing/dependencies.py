@@ -1,4 +1,8 @@
-"""Which instruction waits for which: RAW, WAR and WAW on the regions of storages.
+"""Which parts of a storage conflict, and who touched them last: RAW, WAR and WAW.
+
+A storage is accessed by few views, and most storages of a kernel by the same ones, one loop
+iteration after another. So what overlaps what is worked out once per *layout*, the views in
+the order in which they first appear, and shared by all storages that grow the same way.
 
 On-chip memory is reused: tiles allocated in a loop are storages of their own, and the real
 allocator rotates them through the memory. Here a new tile takes the bytes of the tiles that
@@ -8,92 +12,176 @@ died first, so that it waits for their last use only when memory has run out (`M
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from simulator.tensor import NkiTensor, Storage
 
 Box = tuple[int, int, int, int]
-_MANY_READERS = 12
+"""Rows [0] to [1] and bytes within a row [2] to [3], ends excluded."""
+View = tuple[int, tuple[int, ...], tuple[int, ...], Any]
+"""Offset, shape, strides, dtype."""
+Entry = tuple[int, int, list[int], list[int]]
+"""Of a view: its number in the layout, its number in cost signatures, the numbers of the other
+views with which it has bytes in common, and of those that it covers."""
+
+_NO_ENTRY: Entry = (0, 0, [], [])
+EVERYTHING: Box = (0, 1 << 60, 0, 1 << 60)
+_SHARED_VIEWS = 16
+"""Layouts with more views than this are their storage's own."""
+_GRID_CELLS = 64
 
 
-class Region:
-    """A part of a storage that instructions access as one: who touched it last."""
+class Layout:
+    """The views of a storage so far, and which of them overlap."""
 
-    __slots__ = ("box", "conflicts", "readers", "writer")
+    __slots__ = ("boxes", "grid", "index", "next", "own", "row", "wide")
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, row: int, own: bool = False) -> None:
         """Args:
-        box: rows [0] to [1] and bytes [2] to [3] (ends excluded).
+        row: bytes of a row of the storage.
+        own: whether only one storage has this layout, so that it may grow in place.
         """
-        self.box = box
-        self.writer = -1
-        self.readers: list[int] = []
-        self.conflicts: list[Region] = [self]
-        """Regions with which it has bytes in common, itself first."""
+        self.row = row
+        self.own = own
+        self.index: dict[View, Entry] = {}
+        self.boxes: list[Box] = []
+        self.next: dict[View, Layout] = {}
+        """The layouts this one becomes, by the view that is added."""
+        self.grid: dict[tuple[int, int], list[int]] = {}
+        self.wide: list[int] = []
+
+    def grow(self, view: View, box: Box, signature: int) -> Layout:
+        """The layout with one view more; for views that are not in `next`."""
+        if self.own:
+            self._add(view, box, signature)
+            return self
+        own = len(self.boxes) >= _SHARED_VIEWS
+        grown = Layout(self.row, own)
+        grown.index = {v: (n, s, [*a], [*b]) for v, (n, s, a, b) in self.index.items()}
+        grown.boxes = [*self.boxes]
+        if own:
+            for number, there in enumerate(grown.boxes):
+                grown._enter(number, there)
+        else:
+            self.next[view] = grown
+        grown._add(view, box, signature)
+        return grown
+
+    def _add(self, view: View, box: Box, signature: int) -> None:
+        number = len(self.boxes)
+        near = self._near(box) if self.own else range(number)
+        conflicts = [n for n in near if overlaps(box, self.boxes[n])]
+        covered = [n for n in conflicts if contains(box, self.boxes[n])]
+        if conflicts:
+            found = set(conflicts)
+            for other, _, clashes, covers in self.index.values():
+                if other in found:
+                    clashes.append(number)
+                    if contains(self.boxes[other], box):
+                        covers.append(number)
+        self.index[view] = (number, signature, conflicts, covered)
+        self.boxes.append(box)
+        if self.own:
+            self._enter(number, box)
+
+    def _cells(self, box: Box) -> list[tuple[int, int]] | None:
+        """Cells of a coarse grid that a box touches; None if too many."""
+        rows, columns = max(1, self._step()[0]), max(1, self._step()[1])
+        across = range(box[0] // rows, (box[1] - 1) // rows + 1)
+        along = range(box[2] // columns, (box[3] - 1) // columns + 1)
+        if len(across) * len(along) > _GRID_CELLS:
+            return None
+        return [(a, b) for a in across for b in along]
+
+    def _step(self) -> tuple[int, int]:
+        """The grid's cell: the extent of the smallest of the first views."""
+        first = self.boxes[: _SHARED_VIEWS + 1]
+        return min(b[1] - b[0] for b in first), min(b[3] - b[2] for b in first)
+
+    def _enter(self, number: int, box: Box) -> None:
+        cells = self._cells(box)
+        if cells is None:
+            self.wide.append(number)
+            return
+        for cell in cells:
+            self.grid.setdefault(cell, []).append(number)
+
+    def _near(self, box: Box) -> list[int]:
+        """The views that may overlap a box."""
+        cells = self._cells(box)
+        if cells is None:
+            return list(range(len(self.boxes)))
+        found = set(self.wide)
+        for cell in cells:
+            found.update(self.grid.get(cell, ()))
+        return sorted(found)
 
 
 class State:
     """What is known about one storage while the Program is walked through."""
 
-    __slots__ = ("bank", "first", "memory", "offset", "regions", "row", "shape", "size", "where")
+    __slots__ = (
+        "bank", "entry", "layout", "memory", "readers", "size", "tensor", "where", "writers",
+    )  # fmt: skip
 
-    def __init__(self, where: int, row: int, size: int, memory: Memory | None) -> None:
+    def __init__(
+        self, where: int, layout: Layout | None, size: int = 0, memory: Memory | None = None
+    ) -> None:
         """Args:
         where: a small number that tells memory regions apart, part of cost signatures.
-        row: bytes of a row: of a partition, or of the last dimension in HBM.
+        layout: its views; None if nothing ever waits for it.
         size: bytes of a partition that it takes; 0 for HBM.
         memory: the memory it rotates through.
         """
         self.where = where
-        self.row = row
+        self.layout = layout
         self.size = size
         self.memory = memory
         self.bank = 0
-        self.offset = -1
-        self.shape: tuple[int, ...] = ()
-        """Of the first region, which most storages are always accessed by."""
-        self.first: Region | None = None
-        self.regions: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Region] | None = None
+        self.tensor: NkiTensor | None = None
+        """The tensor it was accessed through last, of static address."""
+        self.entry: Entry = _NO_ENTRY
+        """Of that tensor."""
+        self.writers: list[int] = []
+        """By view: the instruction that wrote it last, or -1."""
+        self.readers: list[list[int]] = []
+        """By view: the instructions that have read it since."""
 
-    def region(self, tensor: NkiTensor) -> Region:
-        """The region a tensor covers; the caller has tried `first`."""
-        if self.first is None:
-            self.first = Region(box_of(tensor, self.row))
-            self.offset, self.shape = tensor.offset, tensor.shape
-            return self.first
-        if self.regions is None:
-            self.regions = {}
-        key = (tensor.offset, tensor.shape, tensor.strides)
-        found = self.regions.get(key)
-        if found is None:
-            found = self._add(box_of(tensor, self.row), key)
-        return found
+    def add(self, view: View, tensor: NkiTensor, numbers: dict[Any, int]) -> Entry:
+        """A view that the storage has not been accessed by before.
 
-    def _add(self, box: Box, key: tuple[int, tuple[int, ...], tuple[int, ...]]) -> Region:
-        assert self.regions is not None and self.first is not None
-        region = Region(box)
-        for other in (self.first, *self.regions.values()):
-            if other.box == box:
-                self.regions[key] = other
-                return other
-        for other in dict.fromkeys((self.first, *self.regions.values())):
-            if overlaps(box, other.box):
-                region.conflicts.append(other)
-                other.conflicts.append(region)
-        self.regions[key] = region
-        return region
+        Args:
+            view: of the tensor.
+            tensor: the tensor.
+            numbers: of cost signatures, by what they stand for.
+        """
+        layout = self.layout
+        assert layout is not None
+        grown = layout.next.get(view)
+        if grown is None:
+            box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, layout.row)
+            grown = layout.grow(view, box, signature(self, tensor, numbers))
+        self.layout = grown
+        entry = grown.index[view]
+        self.writers.append(-1)
+        self.readers.append([])
+        return entry
 
     def everyone(self) -> list[int]:
         """The instructions that touched it last."""
-        found: list[int] = []
-        regions = [self.first] if self.first is not None else []
-        if self.regions is not None:
-            regions += list(dict.fromkeys(self.regions.values()))
-        for region in regions:
-            if region is not None:
-                found += region.readers
-                if region.writer >= 0 and not region.readers:
-                    found.append(region.writer)
+        found = [writer for writer in self.writers if writer >= 0]
+        for readers in self.readers:
+            found += readers
         return found
+
+
+def signature(state: State, tensor: NkiTensor, numbers: dict[Any, int]) -> int:
+    """A number for what the cost of an access depends on."""
+    mode = 0
+    if tensor.dynamic is not None:
+        mode = 2 if tensor.dynamic.rows is not None else 1
+    key = (tensor.shape, tensor.strides, tensor.dtype, state.where, mode)
+    return numbers.setdefault(key, len(numbers))
 
 
 def overlaps(a: Box, b: Box) -> bool:
@@ -107,13 +195,8 @@ def contains(a: Box, b: Box) -> bool:
 
 
 def box_of(tensor: NkiTensor, row: int) -> Box:
-    """The rows and the bytes within a row that a view may touch.
-
-    A view whose address is known on the device only may touch everything.
-    """
+    """The rows and the bytes within a row that a view may touch."""
     item = tensor.dtype.itemsize
-    if tensor.dynamic is not None:
-        return (0, 1 << 60, 0, 1 << 60)
     per_row = max(1, row // item)
     start, column = divmod(tensor.offset, per_row)
     rows = columns = 0
@@ -204,10 +287,3 @@ class Banks(Memory):
         users = state.everyone()
         for bank in self.held.pop(id(state), []):
             self.free.append((bank, users))
-
-
-def compress(readers: list[int], queues: bytearray) -> None:
-    """Keep the last reader of each queue; queues are in order."""
-    if len(readers) > _MANY_READERS:
-        last = {queues[reader]: reader for reader in readers}
-        readers[:] = sorted(last.values())

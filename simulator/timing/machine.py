@@ -125,7 +125,8 @@ class Machine:
 
     def with_changes(self, **changes: float) -> Machine:
         """A machine that differs in some constants, e.g. to ask what bandwidth would buy."""
-        return replace(self, **changes)
+        changed: Any = changes
+        return replace(self, **changed)
 
     @property
     def tensor_macs_per_ns(self) -> float:

@@ -8,8 +8,10 @@ in the order of the time at which they are ready.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import chain
 
 from simulator.timing.cost import DMA, MEET, PORT, QUEUES, TABLE, TENSOR, Cost
 from simulator.timing.decode import QUEUE_COUNT, Decoded
@@ -19,11 +21,6 @@ from simulator.timing.machine import Machine
 SYNC, LOADS, STORES = (QUEUES.index(name) for name in ("sync", "loads", "stores"))
 GPSIMD = QUEUES.index("gpsimd")
 _SYNC_FED = (SYNC, LOADS, STORES)
-
-START, ORDER, DEPENDENCY, SHARED, TABLE_LOAD, PEER = range(6)
-"""Why an instruction did not start earlier: the begin of the kernel, its engine was busy, its
-inputs were not ready, a shared port or bank was taken, a table was loaded, the
-other core had not come."""
 
 
 @dataclass
@@ -35,15 +32,12 @@ class Played:
     """When results can be read."""
     release: array[float]
     """When the queue could take the next instruction."""
-    binding: array[int]
-    """The instruction it waited for last; -1 for none."""
-    cause: bytearray
     flow: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Of DMAs: first byte and last byte."""
-    tables: list[tuple[int, float]] = field(default_factory=list)
-    """(instruction, begin of the table load before it)."""
-    port_waits: int = 0
-    bank_waits: int = 0
+    tables: dict[int, float] = field(default_factory=dict)
+    """Of instructions that load a function table: when the load began."""
+    contended: dict[int, int] = field(default_factory=dict)
+    """Of instructions that waited for a port, a bank or the other core: who made them wait."""
     cold: int = 0
     """Tensor instructions that ran with a cold clock."""
 
@@ -60,10 +54,9 @@ class _Core:
         self.next_engine = 0
         self.pipe = begin
         """The core's way to HBM."""
-        self.port = begin
-        self.port_queue = -1
-        self.port_user = -1
-        self.banks: dict[int, tuple[float, int, int]] = {}
+        self.held: dict[int, tuple[float, int, int]] = {}
+        """The SBUF port (0) and the PSUM banks (from 1): until when, by which queue, for which
+        instruction."""
         self.table = -1
         self.tensor_streak = -1e18
         self.tensor_last = -1e18
@@ -81,27 +74,29 @@ class _Player:
             array("d", bytes(8 * count)),
             array("d", [-1.0]) * count,
             array("d", bytes(8 * count)),
-            array("i", [-1]) * count,
-            bytearray(count),
         )
         queues = QUEUE_COUNT * cores
-        self.order: list[array[int]] = [array("i") for _ in range(queues)]
+        order: list[array[int]] = [array("i") for _ in range(queues)]
         for index, queue in enumerate(decoded.queues):
-            self.order[queue].append(index)
-        self.position = [0] * queues
+            order[queue].append(index)
+        self.order: list[Iterator[int]] = [iter(one) for one in order]
+        """What each queue has still to play, behind its head."""
+        self.head = [-1] * queues
+        """The instruction that waits; -1 for none."""
+        self.finished = [False] * queues
         self.free = [begin] * queues
-        self.last = [-1] * queues
         self.cores = [_Core(machine, begin) for _ in range(cores)]
         self.stack = begin
+        """The HBM stack that the cores share."""
         semaphores = {
             name: getattr(machine, f"{name}_semaphore_ns", machine.sync_semaphore_ns)
             for name in QUEUES
         }
         self.semaphore = [semaphores[QUEUES[q % QUEUE_COUNT]] for q in range(queues)]
         self.waiting: dict[int, list[int]] = {}
+        """Instruction -> the queues whose heads wait for it."""
         self.heap: list[tuple[float, int]] = []
-        self.head: list[tuple[int, int, int]] = [(0, 0, 0)] * queues
-        """Of a queue in the heap: its instruction, what bound it, and why."""
+        """Queues whose heads are ready for something shared, by time."""
         self.arrived: dict[int, tuple[float, int]] = {}
 
     def run(self) -> Played:
@@ -118,136 +113,114 @@ class _Player:
             if heap:
                 ready, queue = heappop(heap)
                 self._shared(ready, queue, runnable)
-                runnable.append(queue)
-        if any(p < len(o) for p, o in zip(self.position, self.order, strict=True)):
+        if not all(self.finished):
             raise RuntimeError("instructions of different queues wait for each other")
         return self.played
 
     def _advance(self, queue: int, runnable: list[int]) -> None:
-        """Play a queue's instructions until one must wait for another queue."""
-        decoded, played = self.decoded, self.played
-        machine, order, costs = self.machine, self.order[queue], decoded.costs
-        starts, depends = decoded.starts, decoded.depends
-        queues, banks = decoded.queues, decoded.banks
-        end, start, release = played.end, played.start, played.release
-        binding, cause, waiting = played.binding, played.cause, self.waiting
+        """Play a queue's instructions until one must wait for another queue.
+
+        The hot loop of the simulation: local names, no calls for what is common.
+        """
+        machine, decoded, played = self.machine, self.decoded, self.played
+        costs, depends, queues = decoded.costs, decoded.depends, decoded.queues
+        end, start, release, waiting = played.end, played.start, played.release, self.waiting
         semaphore = self.semaphore[queue]
         core = self.cores[queue // QUEUE_COUNT]
-        free, last, position = self.free[queue], self.last[queue], self.position[queue]
-        length = len(order)
-        while position < length:
-            index = order[position]
-            ready, bound, why = free, last, ORDER
-            for at in range(starts[index], starts[index + 1]):
-                j = depends[at]
-                done = end[j]
-                if done < 0:
-                    if j in waiting:
-                        waiting[j].append(queue)
-                    else:
-                        waiting[j] = [queue]
-                    self.free[queue], self.last[queue], self.position[queue] = free, last, position
-                    return
-                if queues[j] != queue:
-                    done += semaphore
-                if done > ready:
-                    ready, bound, why = done, j, DEPENDENCY
+        free = self.free[queue]
+        rest = self.order[queue]
+        head = self.head[queue]
+        for index in chain((head,), rest) if head >= 0 else rest:
+            ready = free
+            waits = depends[index]
+            if waits is not None:
+                for j in waits:
+                    done = end[j]
+                    if done < 0:
+                        waiting.setdefault(j, []).append(queue)
+                        self.free[queue], self.head[queue] = free, index
+                        return
+                    if queues[j] != queue:
+                        done += semaphore
+                    if done > ready:
+                        ready = done
             price = costs[index]
             kind = price[0]
-            if kind >= PORT or (banks[index] and kind != TENSOR):
-                self.free[queue], self.last[queue], self.position[queue] = free, last, position
-                self.head[queue] = (index, bound, why)
+            if kind >= PORT:
+                self.free[queue], self.head[queue] = free, index
                 heappush(self.heap, (ready, queue))
                 return
+            interval = price[2]
+            latency = price[3]
             if kind == TENSOR:
                 if ready > free:  # idle: nothing to load the weights behind
                     ready += price[6]
                 if ready - core.tensor_last > machine.tensor_cool_after_ns:
                     core.tensor_streak = ready
-                if ready - core.tensor_streak >= machine.tensor_warm_after_ns:
-                    interval, latency = price[2], price[3]
-                else:
-                    interval, latency = price[4], price[5]
+                if ready - core.tensor_streak < machine.tensor_warm_after_ns:
+                    interval = price[4]
+                    latency = price[5]
                     played.cold += 1
                 core.tensor_last = ready + interval
             elif kind == TABLE and price[7] and price[7] != core.table:
-                ready, why = self._table(core, index, price, ready, free, why)
-                interval, latency = price[2], price[3]
-            else:
-                interval, latency = price[2], price[3]
+                ready = self._table(core, index, price, ready, free)
             start[index] = ready
             end[index] = ready + latency
-            free = release[index] = ready + interval
-            binding[index] = bound
-            cause[index] = why
-            last = index
-            position += 1
-            if waiting and index in waiting:
+            release[index] = free = ready + interval
+            if index in waiting:
                 runnable += waiting.pop(index)
-        self.free[queue], self.last[queue], self.position[queue] = free, last, position
+        self.free[queue], self.head[queue] = free, -1
+        self.finished[queue] = True
 
-    def _table(
-        self, core: _Core, index: int, price: Cost, ready: float, free: float, why: int
-    ) -> tuple[float, int]:
+    def _table(self, core: _Core, index: int, price: Cost, ready: float, free: float) -> float:
         """Another function table: loaded as soon as the Scalar engine is free."""
         core.table = price.table
-        self.played.tables.append((index, free))
-        loaded = free + self.machine.scalar_table_load_ns
-        return (loaded, TABLE_LOAD) if loaded > ready else (ready, why)
+        self.played.tables[index] = free
+        return max(ready, free + self.machine.scalar_table_load_ns)
 
     def _shared(self, ready: float, queue: int, runnable: list[int]) -> None:
         """Play the head of a queue, which needs something shared."""
-        index, bound, why = self.head[queue]
+        index = self.head[queue]
         price = self.decoded.costs[index]
         if price.kind == MEET:
-            self._meet(index, ready, queue, bound, why, runnable)
+            self._meet(index, ready, queue, runnable)
             return
         core = self.cores[queue // QUEUE_COUNT]
         if price.kind == DMA:
             begin, next_free, finish = self._dma(core, price, ready, queue, index)
         else:
-            begin, bound, why = self._arbitrate(core, price, ready, queue, index, bound, why)
+            begin = self._arbitrate(core, price, ready, queue, index)
             next_free, finish = begin + price.interval, begin + price.latency
-        self._done(index, queue, begin, next_free, finish, bound, why, runnable)
+        self._done(index, queue, begin, next_free, finish, runnable)
 
     def _done(
         self, index: int, queue: int, begin: float, next_free: float, finish: float,
-        bound: int, why: int, runnable: list[int],
+        runnable: list[int],
     ) -> None:  # fmt: skip
         played = self.played
         played.start[index] = begin
         played.release[index] = self.free[queue] = next_free
         played.end[index] = finish
-        played.binding[index] = bound
-        played.cause[index] = why
-        self.last[queue] = index
-        self.position[queue] += 1
+        self.head[queue] = -1
+        runnable.append(queue)
         if index in self.waiting:
             runnable += self.waiting.pop(index)
 
-    def _arbitrate(
-        self, core: _Core, price: Cost, ready: float, queue: int, index: int, bound: int, why: int
-    ) -> tuple[float, int, int]:
-        """Wait for the SBUF port and the PSUM bank if another engine holds them."""
+    def _arbitrate(self, core: _Core, price: Cost, ready: float, queue: int, index: int) -> float:
+        """Wait for the SBUF port or the PSUM bank if another engine holds it."""
         begin = ready
-        if price.kind == TABLE and price.table and price.table != core.table:
-            begin, why = self._table(core, index, price, ready, self.free[queue], why)
-        if price.kind == PORT:
-            if core.port > begin and core.port_queue != queue:
-                begin, bound, why = core.port, core.port_user, SHARED
-                self.played.port_waits += 1
-            if begin + price.interval > core.port:
-                core.port, core.port_queue = begin + price.interval, queue
-                core.port_user = index
-        bank = self.decoded.banks[index]
-        if bank:
-            until, holder, user = core.banks.get(bank, (0.0, -1, -1))
-            if until > begin and holder != queue:
-                begin, bound, why = until, user, SHARED
-                self.played.bank_waits += 1
-            if begin + price.interval > until:
-                core.banks[bank] = (begin + price.interval, queue, index)
-        return begin, bound, why
+        if price.table and price.table != core.table:
+            begin = self._table(core, index, price, ready, self.free[queue])
+        resource = 0 if price.kind == PORT else self.decoded.banks.get(index, -1)
+        if resource < 0:
+            return begin
+        until, holder, user = core.held.get(resource, (0.0, -1, -1))
+        if until > begin and holder != queue:
+            begin = until
+            self.played.contended[index] = user
+        if begin + price.interval > until:
+            core.held[resource] = (begin + price.interval, queue, index)
+        return begin
 
     def _dma(
         self, core: _Core, price: Cost, ready: float, queue: int, index: int
@@ -296,29 +269,24 @@ class _Player:
                 engines[engine] = last
         return first, last
 
-    def _meet(
-        self, index: int, ready: float, queue: int, bound: int, why: int, runnable: list[int]
-    ) -> None:
+    def _meet(self, index: int, ready: float, queue: int, runnable: list[int]) -> None:
         """Both cores come to a barrier or a sendrecv before either goes on."""
         partner = self.decoded.meets.get(index)
         price = self.decoded.costs[index]
+        interval, latency = price.interval, price.latency
         if partner is None:  # a Program for one core: nothing to wait for
-            self._done(index, queue, ready, ready + price.interval, ready + price.latency,
-                       bound, why, runnable)  # fmt: skip
+            self._done(index, queue, ready, ready + interval, ready + latency, runnable)
             return
-        other = self.arrived.pop(partner, None)
-        if other is None:
+        if partner not in self.arrived:
             self.arrived[index] = (ready, queue)
-            self.head[queue] = (index, bound, why)
             return
-        begin = max(ready, other[0])
-        late, early = (index, partner) if ready >= other[0] else (partner, index)
-        _, other_bound, other_why = self.head[other[1]]
-        for i, q, b, w in ((index, queue, bound, why), (partner, other[1], other_bound, other_why)):
-            if i == early and i != late:
-                b, w = late, PEER
-            self._done(i, q, begin, begin + price.interval, begin + price.latency, b, w, runnable)
-        runnable.append(other[1])
+        other, other_queue = self.arrived.pop(partner)
+        begin = max(ready, other)
+        if ready != other:
+            early, late = (partner, index) if ready > other else (index, partner)
+            self.played.contended[early] = late
+        self._done(index, queue, begin, begin + interval, begin + latency, runnable)
+        self._done(partner, other_queue, begin, begin + interval, begin + latency, runnable)
 
 
 def play(decoded: Decoded, machine: Machine, cores: int) -> Played:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from simulator.timing.decode import decode
@@ -42,5 +44,20 @@ def predict(
             f"{program.name} has no instructions: there is nothing to time. Does the kernel call "
             "any nisa function at these shapes?"
         )
-    decoded = decode(program, machine, trips)
-    return Timeline(program, machine, decoded, play(decoded, machine, program.lnc))
+    with _no_collection():
+        decoded = decode(program, machine, trips)
+        return Timeline(program, machine, decoded, play(decoded, machine, program.lnc))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the cyclic garbage collector: it would walk through the whole Program again and
+    again, and nothing made here is cyclic.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
