@@ -39,6 +39,10 @@ def precise() -> bool:
     return os.environ.get(PRECISE, "1") != "0"
 
 
+UNINITIALISED = 4
+"""What AWS's simulator finds in integers that nothing was written to (§4.1)."""
+
+
 class _Skip(Exception):
     """A dynamic address is out of bounds and the instruction says to skip it."""
 
@@ -109,6 +113,10 @@ class Machine:
             self.states[key] = make()
         return self.states[key]
 
+    def is_constant(self, tensor: NkiTensor) -> bool:
+        """Whether the view's values cannot change during a run; never known while tracing."""
+        return False
+
     def rows(self, tensor: NkiTensor) -> int:
         """For a view with vector_offset: all rows there are."""
         dynamic = tensor.dynamic
@@ -118,6 +126,8 @@ class Machine:
             s * (n - 1) for s, n in zip(tensor.strides[1:], tensor.shape[1:], strict=True)
         )
         count = max(0, (elements - tensor.offset - span) // dynamic.row_stride + 1)
+        if dynamic.row_limit is not None:
+            count = min(count, dynamic.row_limit)
         return self(
             NkiTensor(
                 tensor.storage,
@@ -172,10 +182,13 @@ class Machine:
         sources: list[tuple[int, ScalarOffset]],
         instruction: Instruction,
     ) -> Run:
-        elements = tensor.storage.bytes // tensor.dtype.itemsize
         span = list(zip(tensor.strides, tensor.shape, strict=True))
-        highest = tensor.offset + sum(s * (n - 1) for s, n in span if s > 0)
-        lowest = tensor.offset + sum(s * (n - 1) for s, n in span if s < 0)
+        offset, elements = tensor.offset, tensor.storage.bytes // tensor.dtype.itemsize
+        if tensor.buffer.on_chip:  # it may not leave its partition
+            elements = tensor.storage.bytes_per_partition // tensor.dtype.itemsize
+            offset, span = offset % elements, span[1:]
+        highest = offset + sum(s * (n - 1) for s, n in span if s > 0)
+        lowest = offset + sum(s * (n - 1) for s, n in span if s < 0)
         oob = instruction.get("oob_mode")
         skip = oob is not None and oob.name == "skip"
         storage = tensor.storage.index
@@ -186,7 +199,10 @@ class Machine:
                 value = int(views[at].reshape(-1)[0])
                 extra += value * scalar.step
                 if value < 0 or (scalar.limit is not None and value >= scalar.limit):
-                    extra = elements  # beyond the dimension: out of bounds in any case
+                    if skip:
+                        raise _Skip
+                    limit = elements if scalar.limit is None else scalar.limit
+                    raise dynamic_out_of_bounds(instruction, tensor, value, limit)
             if lowest + extra < 0 or highest + extra >= elements:
                 if skip:
                     raise _Skip
@@ -202,11 +218,13 @@ class Machine:
         dynamic = tensor.dynamic
         assert dynamic is not None
         assert dynamic.elements is not None
-        whole = tensor.storage.bytes_per_partition // tensor.dtype.itemsize
         partitions, count = tensor.shape
-        start = tensor.offset - tensor.start_partition * whole
         base = NkiTensor(
-            tensor.storage, (partitions, whole - start), (whole, 1), tensor.offset, tensor.dtype
+            tensor.storage,
+            (partitions, dynamic.free_size),
+            tensor.strides,
+            tensor.offset,
+            tensor.dtype,
         )
         table, index = self(base), self(dynamic.elements)
         group = 32 if instruction.engine == "tensor" else 16
@@ -285,14 +303,18 @@ _NOTHING = np.empty(0, np.uint8)
 def _fill(storage: Storage, machine: Machine) -> Array:
     """New memory for a storage with what is in it before anything is written."""
     memory = np.zeros(machine.bytes_of(storage), np.uint8)
-    values = memory.view(physical(storage.dtype, machine.precise))
     if storage.data is not None:
+        values = memory.view(physical(storage.dtype, machine.precise))
         values[...] = storage.data.reshape(-1)
-    elif storage.dtype.is_float:
-        values[...] = np.nan
     else:
-        values[...] = 4  # as AWS's simulator (nki_facts.md §4.1)
+        _poison(memory, storage, machine)
     return memory
+
+
+def _poison(memory: Array, storage: Storage, machine: Machine) -> None:
+    """What is in memory that nothing was written to, as in AWS's simulator (§4.1)."""
+    values = memory.view(physical(storage.dtype, machine.precise))
+    values[...] = np.nan if storage.dtype.is_float else UNINITIALISED
 
 
 class Eager(Machine):
@@ -327,7 +349,7 @@ class Eager(Machine):
 
     def add_register(self, register: VirtualRegister) -> None:
         """A register comes to life."""
-        self.views[Machine.register(self, register)][...] = 4
+        self.views[Machine.register(self, register)][...] = UNINITIALISED
 
     def value_of(self, register: VirtualRegister) -> int:
         """A register's present value."""
@@ -363,7 +385,18 @@ class Plan(Machine):
             for slot, tensor in enumerate(self._tensors)
             if tensor is not None and tensor.storage.role in external
         ]
+        self._runs = [state for key, state in self.states.items() if key.startswith("runs:")]
         self._outputs = [s for s in program.storages if s.role == "output"]
+        self._uncertain = [program.storages[index] for index in sorted(program.uncertain)]
+        registers = [slot for key, slot in self._slots.items() if key[0] == "register"]
+        self._registers = [self.views[slot] for slot in registers]
+
+    def is_constant(self, tensor: NkiTensor) -> bool:
+        """Whether the view shows an argument that the Program does not write."""
+        if tensor.dynamic is not None:
+            return False
+        storage = self._forwarding.root(tensor).storage
+        return storage.role == "argument" and storage.name not in self.program.written_arguments
 
     # --- preparing --------------------------------------------------------------------------
 
@@ -468,6 +501,8 @@ class Plan(Machine):
         with self._lock, np.errstate(all="ignore"):
             self._bind(arguments)
             views = self.views
+            for counter in self._runs:
+                counter[0] += 1
             for lanes in self._segments:
                 others = [_pool().submit(_run_lane, lane, views) for lane in lanes[1:]]
                 try:
@@ -495,6 +530,10 @@ class Plan(Machine):
             self._part_shared_arguments(arguments)
         for storage in self._outputs:
             memory[storage.index] = np.empty(self.bytes_of(storage), np.uint8)
+        for storage in self._uncertain:
+            _poison(memory[storage.index], storage, self)
+        for register in self._registers:
+            register[...] = UNINITIALISED
         for slot, tensor in self._bound:
             self.views[slot] = self.resolve(tensor, memory[tensor.storage.index])
 
@@ -522,6 +561,8 @@ class Plan(Machine):
         for storage in self.program.storages:
             if storage.role == "constant":
                 self.memory[storage.index] = _fill(storage, self)
+            elif storage.role == "temporary" and storage.index in self.program.uncertain:
+                self.memory[storage.index] = np.zeros(self.bytes_of(storage), np.uint8)
             elif storage.index in addresses:
                 start = addresses[storage.index]
                 self.memory[storage.index] = arena[start : start + self.bytes_of(storage)]

@@ -50,8 +50,15 @@ class Slots(Protocol):
         """For a view with vector_offset: all rows there are, (rows, *tensor.shape[1:])."""
         ...
 
+    def is_constant(self, tensor: NkiTensor) -> bool:
+        """Whether the view's values cannot change during a run."""
+        ...
+
     def state(self, name: str, make: Callable[[], Any]) -> Any:
-        """An object that lives as long as the plan's memory, e.g. a random generator."""
+        """An object that lives as long as the plan's memory, e.g. a random generator.
+
+        `runs` is a list of one number that is another in every run.
+        """
         ...
 
 

@@ -182,15 +182,27 @@ def matrix(
     slot = slots(tensor)
     converted = scratch(slots, role, shape)
     unfolded = converted.reshape(tensor.shape)
+    turned = scratch(slots, f"{role} turned", shape[::-1])
     convert = round_tfloat32 if tensor.dtype is dtypes.tfloat32 else copy_float32
     direct = tensor.dtype is not dtypes.tfloat32
+    holds: list[Any] = slots.state(f"{role} holds {shape}", lambda: [None])
+    runs: list[int] = slots.state("runs", lambda: [0])
+    constant = slots.is_constant(tensor)
 
     def read(views: Arrays) -> Array:
         view = views[slot]
         if direct and view.dtype == _F32:
             return view if view.shape == shape else view.reshape(shape)
-        convert(unfolded, view)
-        return converted
+        by_column = view.ndim == 2 and view.strides[0] < view.strides[1]
+        result = turned.T if by_column else converted
+        if constant and holds[0] == (slot, runs[0]):
+            return result
+        if by_column:
+            convert(turned, view.T)
+        else:
+            convert(unfolded, view)
+        holds[0] = (slot, runs[0])
+        return result
 
     return read
 
