@@ -9,7 +9,9 @@ import numpy as np
 from simulator import lnc
 from simulator.context import VERSIONS
 from simulator.errors import Violation
+from simulator.instructions.control import LOOPS
 from simulator.lifetimes import Lifetime, in_region, peak, peak_bytes_per_partition
+from simulator.register_life import check_registers
 from simulator.tensor import MemoryRegion, NkiTensor, Storage
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def check_program(program: Program) -> None:
     _check_versions(program)
     _check_size(program)
     _check_initialised(program)
+    check_registers(program)
     _check_addresses(program)
     _check_capacity(program)
     if program.lnc == 2:
@@ -166,11 +169,17 @@ def _check_initialised(program: Program) -> None:
     written = [_Written(storage) for storage in program.storages]
     accumulating: dict[tuple[str, int], int] = {}
     reported: set[tuple[int, int]] = set()
+    loops: list[tuple[bool, Instruction]] = []
     for instruction in program.instructions:
+        if instruction.engine == "control":
+            _follow_loops(loops, instruction)
+            continue
         for operand, tensor in instruction.reads():
             state = written[tensor.storage.index]
             if state.full:
                 continue
+            if tensor.dynamic is not None:
+                program.uncertain.add(tensor.storage.index)
             missing = state.missing(tensor)
             key = (tensor.storage.index, instruction.line)
             if missing and key not in reported:
@@ -188,7 +197,10 @@ def _check_initialised(program: Program) -> None:
         if instruction.spec.accumulates is not None:
             _check_accumulators(program, instruction, accumulating)
         for _, tensor in instruction.writes():
-            written[tensor.storage.index].write(tensor)
+            state = written[tensor.storage.index]
+            if not state.full and _may_not_write(instruction, tensor, loops):
+                program.uncertain.add(tensor.storage.index)
+            state.write(tensor)
     for result in program.results:
         missing = written[result.storage.index].missing(result)
         if missing:
@@ -201,6 +213,34 @@ def _check_initialised(program: Program) -> None:
                 limit="0 unwritten elements",
                 value=str(missing),
             )
+
+
+def _follow_loops(loops: list[tuple[bool, Instruction]], instruction: Instruction) -> None:
+    """Keep the open dynamic loops, each with whether its body surely runs."""
+    if instruction.spec.name not in LOOPS:
+        loops.pop()
+        return
+    start, stop = instruction.get("start"), instruction.get("stop")
+    runs = isinstance(start, int) and isinstance(stop, int) and start < stop
+    loops.append((runs, instruction))
+
+
+def _may_not_write(
+    instruction: Instruction, tensor: NkiTensor, loops: list[tuple[bool, Instruction]]
+) -> bool:
+    """Whether only the device knows what of a view is written, if any."""
+    if tensor.dynamic is not None or instruction.spec.name in PARTIAL:
+        return True
+    mode = instruction.get("oob_mode")
+    if mode is not None and mode.name == "skip":
+        return True
+    scope = tensor.storage.scope
+    inner = next((at + 1 for at, (_, loop) in enumerate(loops) if loop["number"] == scope), 0)
+    return not all(runs for runs, _ in loops[inner:])
+
+
+PARTIAL = frozenset({"all_to_all_v", "all_gather_v", "collective_permute"})
+"""Instructions that may leave parts of what they write as they were."""
 
 
 def _check_accumulators(

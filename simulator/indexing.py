@@ -11,7 +11,18 @@ from simulator.context import feature
 from simulator.errors import refuse
 
 if TYPE_CHECKING:
-    from simulator.tensor import NkiTensor
+    from simulator.tensor import Dynamic, NkiTensor
+
+
+class DynamicSlice:
+    """`nl.ds(start, size)`: `size` elements from `start`, an int or a register."""
+
+    __slots__ = ("size", "start")
+
+    def __init__(self, start: Any, size: int) -> None:
+        self.start = start
+        self.size = size
+
 
 _ALL = slice(None)
 
@@ -40,16 +51,17 @@ def index(tensor: NkiTensor, key: tuple[Any, ...]) -> NkiTensor:
                 new_strides.append(stride)
                 continue
         elif _is_register(getattr(item, "start", item)):
-            tensor, count = _dynamic_start(tensor, axis, item)
-            dynamic = tensor.dynamic
+            dynamic, count = _dynamic_start(tensor, axis, item, dynamic)
+            if item.__class__ is not DynamicSlice and not (axis == 0 and on_chip):
+                dropped = True
+                continue
             new_shape.append(count)
             new_strides.append(stride)
             continue
         start, count, step = _bounds(tensor, axis, item)
         if dynamic is not None and axis == 0 and dynamic.rows is not None:
-            dynamic = _slice_rows(dynamic, start, count, step)
-        else:
-            offset += start * stride
+            _check_all_rows(tensor, item, count)
+        offset += start * stride
         if item.__class__ is int and not (axis == 0 and on_chip):
             dropped = True
             continue
@@ -69,23 +81,23 @@ def _is_register(value: Any) -> bool:
     return isinstance(value, VirtualRegister)
 
 
-def _slice_rows(dynamic: Any, start: int, count: int, step: int) -> Any:
-    from dataclasses import replace
-
-    if dynamic.rows.shape[1] > 1:
+def _check_all_rows(tensor: NkiTensor, item: Any, count: int) -> None:
+    """The gathered rows of a view can only be taken all together."""
+    if item.__class__ is int or count != tensor.shape[0]:
         raise refuse(
             "dynamic-offset",
-            "a slice of rows by number whose row numbers stand in several columns",
-            "Slice the index tile before .ap(vector_offset=…)",
-            limit="(P, 1)",
-            value=str(dynamic.rows.shape),
+            f"a slice of the gathered rows of `{tensor.name}`",
+            "Slice the index tile, then gather",
+            limit="all rows",
+            value=repr(item),
         )
-    return replace(dynamic, rows=dynamic.rows[start : start + (count - 1) * step + 1 : step])
 
 
-def _dynamic_start(tensor: NkiTensor, axis: int, item: Any) -> tuple[NkiTensor, int]:
-    """A view whose start along `axis` is a register, and how many elements it takes."""
-    from simulator.tensor import Dynamic, DynamicSlice, ScalarOffset
+def _dynamic_start(
+    tensor: NkiTensor, axis: int, item: Any, dynamic: Dynamic | None
+) -> tuple[Dynamic | None, int]:
+    """An address whose start along `axis` is a register, and how many elements it takes."""
+    from simulator.views import with_scalar
 
     if not isinstance(item, DynamicSlice) and item.__class__ is slice:
         raise refuse(
@@ -100,13 +112,11 @@ def _dynamic_start(tensor: NkiTensor, axis: int, item: Any) -> tuple[NkiTensor, 
     register = item.start if isinstance(item, DynamicSlice) else item
     if count > tensor.shape[axis] or count < 1:
         raise out_of_bounds(tensor, axis, f"{count} elements")
-    extra = ScalarOffset(register, tensor.strides[axis], tensor.shape[axis] - count + 1)
-    old = tensor.dynamic or Dynamic()
-    dynamic = Dynamic((*old.scalars, extra), old.rows, old.row_stride, old.elements)
     view = tensor.__class__(
         tensor.storage, tensor.shape, tensor.strides, tensor.offset, tensor.dtype, dynamic
     )
-    return view, count
+    limit = tensor.shape[axis] - count + 1
+    return with_scalar(view, axis, register, tensor.strides[axis], limit).dynamic, count
 
 
 def _expand(tensor: NkiTensor, key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -171,8 +181,6 @@ def _bounds(tensor: NkiTensor, axis: int, item: Any) -> tuple[int, int, int]:
 
 def _unusual(tensor: NkiTensor, item: Any) -> tuple[Any, Any, Any]:
     """Start, stop and step of `nl.ds`, and of integers that are no `int`."""
-    from simulator.tensor import DynamicSlice
-
     if isinstance(item, DynamicSlice):
         if not isinstance(item.start, int) or not isinstance(item.size, int):
             raise _no_index(tensor, item)

@@ -185,6 +185,8 @@ class Program:
     _written: frozenset[str] | None = None
     lifetimes: tuple[int, list[Lifetime]] | None = None
     """What `lifetimes.lifetimes` found, and for how many instructions."""
+    uncertain: set[int] = field(default_factory=set)
+    """Storages of which parts may be read that only the device knows to be written."""
     psum: PsumState = field(default_factory=PsumState)
     _shared: list[list[NkiTensor]] = field(default_factory=lambda: [[], []])
     _loop_count: int = 0

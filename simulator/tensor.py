@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simulator import indexing, views
 from simulator.dtypes import DType
 from simulator.errors import kernel_location, refuse
+from simulator.indexing import DynamicSlice as DynamicSlice
 
 if TYPE_CHECKING:
     from simulator.registers import VirtualRegister
@@ -95,16 +96,6 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-class DynamicSlice:
-    """`nl.ds(start, size)`: `size` elements from `start`, an int or a register."""
-
-    __slots__ = ("size", "start")
-
-    def __init__(self, start: Any, size: int) -> None:
-        self.start = start
-        self.size = size
-
-
 @dataclass(frozen=True, eq=False)
 class ScalarOffset:
     """The address moves by `step` elements for each unit of a value on the device."""
@@ -125,8 +116,12 @@ class Dynamic:
     """(P, 1) row numbers: row p of the view is row rows[p] of the tensor (vector_offset)."""
     row_stride: int = 0
     """Elements between rows."""
+    row_limit: int | None = None
+    """Row numbers must be below this; None for as many as the storage has."""
     elements: NkiTensor | None = None
     """Free-element numbers for `.indirect` (gen4)."""
+    free_size: int = 0
+    """Elements per partition that `elements` counts in."""
 
     def tensors(self) -> list[NkiTensor]:
         """The index tiles it reads."""
@@ -236,8 +231,8 @@ class NkiTensor:
         return True
 
     def is_indirect(self) -> bool:
-        """Whether its addresses come from an index tile."""
-        return self.dynamic is not None and bool(self.dynamic.tensors())
+        """Whether its addresses come from an index tile or a register."""
+        return self.dynamic is not None
 
     def get_pattern(self) -> list[list[int]]:
         """The access pattern as [[stride, count], …]."""
@@ -258,6 +253,7 @@ class NkiTensor:
     squeeze_dim = views.squeeze_dim
     vector_select = views.vector_select
     view = views.view
+    reinterpret_cast = views.view
 
 
 def eager_values(tensor: NkiTensor) -> Any:

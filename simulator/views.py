@@ -57,7 +57,9 @@ def _axis(tensor: NkiTensor, dim: Any, least: int = 0) -> int:
 
 
 def _least(tensor: NkiTensor) -> int:
-    return 1 if tensor.buffer.on_chip else 0
+    """The first dimension that views may change: not partitions, not gathered rows."""
+    by_rows = tensor.dynamic is not None and tensor.dynamic.rows is not None
+    return 1 if tensor.buffer.on_chip or by_rows else 0
 
 
 # --- reshape and its relatives --------------------------------------------------------------
@@ -77,7 +79,7 @@ def reshape(tensor: NkiTensor, *shape: Any, new_shape: Any = None) -> NkiTensor:
         shape = (new_shape,)
     wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     sizes = _infer(tensor, tuple(wanted))
-    if tensor.buffer.on_chip and (not sizes or sizes[0] != tensor.shape[0]):
+    if _least(tensor) and (not sizes or sizes[0] != tensor.shape[0]):
         raise refuse(
             "reshape",
             "Partition dim size must be preserved",
@@ -192,9 +194,13 @@ def flatten_dims(tensor: NkiTensor, start_dim: int, end_dim: int) -> NkiTensor:
             f"dimensions {first} to {last} of {tensor.name} cannot be merged",
             "Merge free dimensions, the first before the last",
         )
-    expected = tensor.strides[last]
+    innermost = expected = None
     for axis in range(last, first - 1, -1):
-        if tensor.shape[axis] != 1 and tensor.strides[axis] != expected:
+        if tensor.shape[axis] == 1:  # its stride does not matter
+            continue
+        if innermost is None:
+            innermost = expected = tensor.strides[axis]
+        if tensor.strides[axis] != expected:
             raise refuse(
                 "view",
                 f"dimensions {first} to {last} of {tensor.name} do not follow each other",
@@ -207,7 +213,7 @@ def flatten_dims(tensor: NkiTensor, start_dim: int, end_dim: int) -> NkiTensor:
     return _view(
         tensor,
         (*tensor.shape[:first], size, *tensor.shape[last + 1 :]),
-        (*tensor.strides[:first], tensor.strides[last], *tensor.strides[last + 1 :]),
+        (*tensor.strides[:first], innermost or 1, *tensor.strides[last + 1 :]),
     )
 
 
@@ -215,14 +221,15 @@ def expand_dim(tensor: NkiTensor, dim: int) -> NkiTensor:
     """Insert a dimension of 1 at `dim`."""
     feature("NkiTensor.expand_dim", since="0.5")
     rank = len(tensor.shape)
-    axis = dim + rank + 1 if dim < 0 else dim
+    is_integer = isinstance(dim, int) and not isinstance(dim, bool)
+    axis = -1 if not is_integer else dim + rank + 1 if dim < 0 else dim
     if not _least(tensor) <= axis <= rank:
         raise refuse(
             "view",
             f"a dimension cannot be inserted at {dim} in {tensor.name}",
             "On chip the partitions stay first",
             limit=f"{_least(tensor)} to {rank}",
-            value=str(dim),
+            value=repr(dim),
         )
     return _view(
         tensor,
@@ -254,7 +261,7 @@ def permute(tensor: NkiTensor, dims: Any) -> NkiTensor:
     """The dimensions in another order; on chip the partitions stay first."""
     feature("NkiTensor.permute", since="0.5")
     order = tuple(dims)
-    if sorted(order) != list(range(len(tensor.shape))):
+    if set(order) != set(range(len(tensor.shape))) or len(order) != len(tensor.shape):
         raise refuse(
             "view",
             f"{order} is no order of the dimensions of {tensor.name}",
@@ -262,7 +269,7 @@ def permute(tensor: NkiTensor, dims: Any) -> NkiTensor:
             limit=str(tuple(range(len(tensor.shape)))),
             value=str(order),
         )
-    if tensor.buffer.on_chip and order[0] != 0:
+    if _least(tensor) and order[0] != 0:
         raise refuse(
             "view",
             "Partition dimension stay the outermost dimension",
@@ -323,7 +330,7 @@ def select(tensor: NkiTensor, dim: int, index: Any) -> NkiTensor:
         return tensor[(slice(None),) * axis + (index,)]
     if not isinstance(index, VirtualRegister):
         _check_index_tile(index, "index", single=True)
-    view = _with_scalar(tensor, index, tensor.strides[axis], tensor.shape[axis])
+    view = with_scalar(tensor, axis, index, tensor.strides[axis], tensor.shape[axis])
     return view[(slice(None),) * axis + (0,)]
 
 
@@ -342,9 +349,9 @@ def rearrange(
     feature("NkiTensor.rearrange", since="0.5")
     source, target = _names(src_pattern), _names(dst_pattern)
     sizes = dict(fixed_sizes or {})
-    if sorted(n for g in source for n in g) != sorted(n for g in target for n in g) or len(
-        source
-    ) != len(tensor.shape):
+    named, again = ([n for group in groups for n in group] for groups in (source, target))
+    fits = len(source) == len(tensor.shape) and len(set(named)) == len(named)
+    if not fits or sorted(named) != sorted(again) or not set(sizes) <= set(named):
         raise refuse(
             "view",
             f"rearrange({src_pattern!r}, {dst_pattern!r}) does not fit {tensor.name}",
@@ -354,9 +361,9 @@ def rearrange(
         )
     view = tensor
     order: list[str] = []
-    for group, _ in zip(source, range(len(source)), strict=True):
+    for group in source:
         axis = len(order)
-        if len(group) > 1:
+        if len(group) > 1 or group[0] in sizes:
             view = reshape_dim(view, axis, [sizes.get(name, -1) for name in group])
         order += group
     flat = [name for group in target for name in group]
@@ -389,8 +396,17 @@ def _names(pattern: Any) -> list[list[str]]:
 def view(tensor: NkiTensor, dtype: Any) -> NkiTensor:
     """The same bytes as another dtype; the last dimension is rescaled."""
     new = as_dtype(dtype)
+    if tensor.dynamic is not None:
+        raise refuse(
+            "view",
+            f"{tensor.name} has a dynamic address",
+            "View it as another dtype first, then select",
+            limit="a static view",
+            value="a dynamic view",
+        )
     old_bytes = tensor.shape[-1] * tensor.dtype.itemsize
-    scaled = [tensor.offset, *tensor.strides[:-1]]
+    counted = zip(tensor.strides[:-1], tensor.shape[:-1], strict=True)
+    scaled = [tensor.offset, *(0 if count == 1 else stride for stride, count in counted)]
     whole = all(s * tensor.dtype.itemsize % new.itemsize == 0 for s in scaled)
     if (tensor.strides[-1] != 1 and tensor.shape[-1] != 1) or old_bytes % new.itemsize or not whole:
         raise refuse(
@@ -438,7 +454,8 @@ def ap(
         NkiValidationError: out of bounds, a wrong partition step, or both dynamic offsets.
     """
     element = tensor.dtype if dtype is None else as_dtype(dtype)
-    start = tensor.offset if offset is None else offset
+    _axis(tensor, indirect_dim)
+    start = _start(tensor, element) if offset is None else offset
     try:
         steps = tuple(int(step) for step, _ in pattern)
         counts = tuple(int(count) for _, count in pattern)
@@ -462,10 +479,16 @@ def ap(
             return ap(tensor, pattern, start + scalar_offset * row, dtype=dtype)
         if not isinstance(scalar_offset, VirtualRegister):
             _check_index_tile(scalar_offset, "scalar_offset", single=True)
-        return _with_scalar(view, scalar_offset, row, None)
+        return with_scalar(view, indirect_dim, scalar_offset, row, None)
     if vector_offset is not None:
-        return _with_rows(view, vector_offset, row, indirect_dim)
+        return _with_rows(view, vector_offset, row, indirect_dim, None)
     return view
+
+
+def _start(tensor: NkiTensor, element: DType) -> Any:
+    """A view's own offset in elements of another dtype; a fraction is no offset."""
+    start, rest = divmod(tensor.offset * tensor.dtype.itemsize, element.itemsize)
+    return start if rest == 0 else f"{tensor.offset} of {tensor.dtype}"
 
 
 def _bad_pattern(tensor: NkiTensor, pattern: Any) -> NkiValidationError:
@@ -508,6 +531,7 @@ def _check_pattern(
                 limit=f"partitions and {MAXIMUM_RANK_ON_CHIP - 1} free dimensions",
                 value=f"{len(counts)} entries",
             )
+        _check_partition_end(tensor, start, steps, counts, free)
     span = list(zip(steps, counts, strict=True))[1 if by_rows else 0 :]
     last = start + sum(step * (count - 1) for step, count in span if step > 0)
     least = start + sum(step * (count - 1) for step, count in span if step < 0)
@@ -522,8 +546,28 @@ def _check_pattern(
         )
 
 
-def _check_index_tile(tensor: Any, operand: str, single: bool) -> None:
-    """An index tile lies in SBUF and holds integers; one of them, or one per partition."""
+def _check_partition_end(
+    tensor: NkiTensor, start: int, steps: tuple[int, ...], counts: tuple[int, ...], free: int
+) -> None:
+    """The free part of a pattern must stay in its partition: behind it lies another tensor."""
+    span = list(zip(steps, counts, strict=True))[1:]
+    last = start % free + sum(step * (count - 1) for step, count in span if step > 0)
+    least = start % free + sum(step * (count - 1) for step, count in span if step < 0)
+    if least < 0 or last >= free:
+        raise refuse(
+            "out-of-bounds",
+            f"Out-of-bound access pattern for tensor `{tensor.name}`: it leaves the partition",
+            "Make offset and free pattern fit the storage's free size",
+            limit=f"elements 0 to {free - 1} of a partition",
+            value=f"elements {least} to {last}",
+        )
+
+
+def _check_index_tile(tensor: Any, operand: str, single: bool | None) -> None:
+    """An index tile lies in SBUF and holds integers.
+
+    One of them (`single`), one per partition (not `single`), or any number (None).
+    """
     from simulator.tensor import MemoryRegion, NkiTensor
 
     if not isinstance(tensor, NkiTensor):
@@ -538,8 +582,10 @@ def _check_index_tile(tensor: Any, operand: str, single: bool) -> None:
     problem = ""
     if tensor.buffer is not MemoryRegion.sbuf:
         problem, limit, value = "must be in SBUF", "sbuf", tensor.buffer.value
-    elif tensor.dtype.kind not in ("int", "uint") or (not single and tensor.dtype.itemsize != 4):
-        wanted = "an integer dtype" if single else "int32 or uint32"
+    elif tensor.dtype.kind not in ("int", "uint") or (
+        single is False and tensor.dtype.itemsize != 4
+    ):
+        wanted = "an integer dtype" if single is not False else "int32 or uint32"
         problem, limit, value = f"must be {wanted}", wanted, str(tensor.dtype)
     elif (single and tensor.size != 1) or (not single and tensor.ndim != 2):
         shape = "(1, 1)" if single else "(P, 1), for dma_transpose also (P, N)"
@@ -555,21 +601,45 @@ def _check_index_tile(tensor: Any, operand: str, single: bool) -> None:
         )
 
 
-def _with_scalar(tensor: NkiTensor, index: Any, step: int, limit: int | None) -> NkiTensor:
+def _check_static(tensor: NkiTensor) -> None:
+    """A view takes one thing from the device: there is no chaining (nki_facts.md §2.3)."""
+    if tensor.dynamic is not None:
+        raise refuse(
+            "dynamic-offset",
+            f"`{tensor.name}` has a dynamic address already",
+            "Add the indices up in a tile, and use their sum",
+            limit="1 dynamic index",
+            value="2 dynamic indices",
+        )
+
+
+def with_scalar(
+    tensor: NkiTensor, axis: int, index: Any, step: int, limit: int | None
+) -> NkiTensor:
+    """The view whose address moves along `axis` by `step` for each unit of `index`."""
     from simulator.tensor import Dynamic, ScalarOffset
 
-    old = tensor.dynamic or Dynamic()
-    dynamic = Dynamic(
-        (*old.scalars, ScalarOffset(index, step, limit)), old.rows, old.row_stride, old.elements
-    )
+    _check_static(tensor)
+    if tensor.buffer.on_chip and axis % len(tensor.shape) == 0:
+        raise refuse(
+            "dynamic-offset",
+            f"a dynamic index of the partitions of `{tensor.name}`",
+            "Engines start at fixed partitions: index a free dimension, or a tensor in HBM",
+            limit="a free dimension",
+            value="dimension 0",
+        )
+    dynamic = Dynamic((ScalarOffset(index, step, limit),))
     return tensor.__class__(
         tensor.storage, tensor.shape, tensor.strides, tensor.offset, tensor.dtype, dynamic
     )
 
 
-def _with_rows(tensor: NkiTensor, rows: Any, row: int, indirect_dim: int) -> NkiTensor:
+def _with_rows(
+    tensor: NkiTensor, rows: Any, row: int, indirect_dim: int, limit: int | None
+) -> NkiTensor:
     from simulator.tensor import Dynamic
 
+    _check_static(tensor)
     _check_index_tile(rows, "vector_offset", single=False)
     if tensor.buffer.on_chip:
         raise refuse(
@@ -601,7 +671,7 @@ def _with_rows(tensor: NkiTensor, rows: Any, row: int, indirect_dim: int) -> Nki
         )
     return tensor.__class__(
         tensor.storage, tensor.shape, tensor.strides, tensor.offset, tensor.dtype,
-        Dynamic(rows=rows, row_stride=row),
+        Dynamic(rows=rows, row_stride=row, row_limit=limit),
     )  # fmt: skip
 
 
@@ -617,10 +687,11 @@ def vector_select(tensor: NkiTensor, dim: int, index: NkiTensor) -> NkiTensor:
             limit="0",
             value=str(dim),
         )
+    _check_static(tensor)
     _check_index_tile(index, "index", single=False)
     wanted = (index.shape[0], *tensor.shape[1:])
     rows = tensor.__class__(tensor.storage, wanted, tensor.strides, tensor.offset, tensor.dtype)
-    return _with_rows(rows, index, tensor.strides[0], 0)
+    return _with_rows(rows, index, tensor.strides[0], 0, tensor.shape[0])
 
 
 def indirect(tensor: NkiTensor, index: NkiTensor, num_elem: int | None = None) -> NkiTensor:
@@ -647,19 +718,21 @@ def indirect(tensor: NkiTensor, index: NkiTensor, num_elem: int | None = None) -
             limit="trn3",
             value=program.target.name,
         )
-    if not tensor.buffer.on_chip or index.start_partition % 32 or index.dtype.is_float:
+    _check_static(tensor)
+    _check_index_tile(index, "index", single=None)
+    if not tensor.buffer.on_chip or index.start_partition % 32:
         raise refuse(
             "dynamic-offset",
-            "an indirect view needs an on-chip tile, and integer indices that start on a "
-            "multiple of 32 partitions",
+            "an indirect view needs an on-chip tile, and indices that start on a multiple of 32 "
+            "partitions",
             "Move the index tile to partition 0, 32, 64 or 96",
             operand="index",
-            limit="start partition 0, 32, 64 or 96",
-            value=str(index.start_partition),
+            limit="on chip; start partition 0, 32, 64 or 96",
+            value=f"{tensor.buffer.value}; {index.start_partition}",
         )
     count = 16 * index.free_size if num_elem is None else num_elem
     flat = reshape(tensor, (tensor.shape[0], tensor.free_size))
     return tensor.__class__(
         tensor.storage, (tensor.shape[0], count), flat.strides, tensor.offset, tensor.dtype,
-        Dynamic(elements=index),
+        Dynamic(elements=index, free_size=tensor.free_size),
     )  # fmt: skip
