@@ -151,7 +151,8 @@ def _matmul(instruction: Instruction, machine: Machine) -> Cost:
     transposes = bool(instruction.get("is_transpose"))
     passes = _passes(machine, fp32, transposes)
     macs = 0 if transposes else contraction * outputs * columns
-    price = _tensor_cost(machine, columns, outputs, passes, fp32, macs)
+    load = load_cycles(machine, outputs, fp32, transposes)
+    price = _tensor_cost(machine, columns, passes, load, fp32, macs)
     return price._replace(peak_rows=at_once)
 
 
@@ -160,7 +161,8 @@ def _transpose(instruction: Instruction, machine: Machine) -> Cost:
     data: NkiTensor = instruction["data"]
     fp32 = data.dtype.itemsize == 4
     passes = _passes(machine, fp32, True)
-    return _tensor_cost(machine, data.shape[0], data.free_size, passes, fp32, 0)
+    load = load_cycles(machine, data.free_size, fp32, True)
+    return _tensor_cost(machine, data.shape[0], passes, load, fp32, 0)
 
 
 def _passes(machine: Machine, fp32: bool, transposes: bool) -> float:
@@ -170,11 +172,10 @@ def _passes(machine: Machine, fp32: bool, transposes: bool) -> float:
 
 
 def _tensor_cost(
-    machine: Machine, columns: int, outputs: int, passes: float, fp32: bool, macs: int
+    machine: Machine, columns: int, passes: float, load: float, fp32: bool, macs: int
 ) -> Cost:
     """Streaming of the moving columns; weights load behind the instruction before."""
     streamed = passes * max(columns, machine.tensor_min_cycles)
-    load = load_cycles(machine, outputs, fp32) * (2 if passes > 1 else 1)
     fast = 1.0 if fp32 else machine.tensor_fast_load_factor
     interval = max(streamed, load / fast)
 
@@ -191,9 +192,17 @@ def _tensor_cost(
     )  # fmt: skip
 
 
-def load_cycles(machine: Machine, outputs: int, fp32: bool) -> float:
-    """Tensor cycles of one LoadStationary of `outputs` columns, without fast weight load."""
-    full = machine.tensor_load_cycles_fp32 if fp32 else machine.tensor_load_cycles
+def load_cycles(machine: Machine, outputs: int, fp32: bool, transposes: bool) -> float:
+    """Tensor cycles to load the weights of a call, `outputs` columns, one column at a time.
+
+    A product of fp32 loads the high and the low half of the mantissas one after the other.
+    """
+    if not fp32:
+        full = machine.tensor_load_cycles
+    elif transposes:
+        full = machine.tensor_load_cycles_transpose
+    else:
+        full = 2 * machine.tensor_load_cycles_fp32
     return full * outputs / 128
 
 

@@ -46,6 +46,7 @@ class Machine:
     tensor_load_fixed_ns: float
     tensor_load_cycles: float
     tensor_load_cycles_fp32: float
+    tensor_load_cycles_transpose: float
     tensor_fast_load_factor: float
 
     # Vector engine
