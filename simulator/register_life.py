@@ -44,7 +44,7 @@ def _check_set(program: Program) -> None:
     for instruction in program.instructions:
         reads, writes = _reads_and_writes(instruction)
         for operand, register in reads:
-            if register.index not in known:
+            if register.index not in known and not register.frozen:
                 known.add(register.index)
                 program.report(
                     instruction,
