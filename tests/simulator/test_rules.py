@@ -262,10 +262,6 @@ def second_axis(x: Any) -> Any:
     return x[nl.program_id(1) : 2, :]
 
 
-def address(x: Any) -> Any:
-    return nl.ndarray((4, 4), dtype=nl.float32, buffer=nl.sbuf, address=(0, 0))
-
-
 RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     start: ("partition-start", "start at 0 or 32 or 64 or 96", "1"),
     partitions: ("partition-limit", "128", "129"),
@@ -311,7 +307,6 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     no_elements: ("shape", ">= 1", "(4, 0)"),
     list_index: ("index", "int, slice, ..., nl.ds", "list"),
     second_axis: ("program-axis", "0", "1"),
-    address: ("unsupported", "", ""),
 }
 
 

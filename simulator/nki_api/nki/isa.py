@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from simulator.context import current_program
+import sys
+
+from simulator import enums as constants
+from simulator.context import current_program, feature
 from simulator.enums import (  # noqa: F401
     dge_mode,
     dma_engine,
@@ -31,6 +34,9 @@ from simulator.instructions.top8 import *  # noqa: F403
 from simulator.instructions.vector import *  # noqa: F403
 from simulator.program import Instruction as NkiInstruction  # noqa: F401
 
+sys.modules[f"{__name__}.constants"] = constants
+"""`nki.isa.constants`: the enumerations, under the name that public kernels import them by."""
+
 tensor_engine = engine.tensor
 vector_engine = engine.vector
 scalar_engine = engine.scalar
@@ -41,3 +47,10 @@ unknown_engine = engine.unknown
 def get_nc_version() -> nc_version:
     """The generation the kernel is compiled for."""
     return nc_version(current_program().target.generation)
+
+
+def get_nc_sub_version() -> int:
+    """The revision within the generation: 0, the first one."""
+    feature("nisa.get_nc_sub_version", since="0.5")
+    current_program()
+    return 0
