@@ -30,6 +30,10 @@ from simulator.schedule import accumulator_chains, schedule, workers
 from simulator.targets import PARTITIONS
 from simulator.tensor import NkiTensor, ScalarOffset, Storage
 
+BUFFER = 512
+"""Elements that NumPy takes at a time where operands are broadcast or cast. With its 8192, a
+(P, 1) column is copied out to several rows first, which doubles the time of tensor_scalar."""
+
 PRECISE = "NKI_PRECISE_FP"
 """0 keeps low-precision tensors as fp32, to tell rounding from logic errors (§4.1)."""
 
@@ -499,6 +503,7 @@ class Plan(Machine):
             One array per result, in order; a result that is an argument is its view.
         """
         with self._lock, np.errstate(all="ignore"):
+            np.setbufsize(BUFFER)  # until errstate ends
             self._bind(arguments)
             views = self.views
             for counter in self._runs:
@@ -581,6 +586,7 @@ def _pool() -> ThreadPoolExecutor:
 def _run_lane(steps: list[Run], views: list[Array]) -> None:
     """One worker's steps, in its thread."""
     with np.errstate(all="ignore"):
+        np.setbufsize(BUFFER)
         for step in steps:
             step(views)
 
