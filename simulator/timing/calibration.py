@@ -19,8 +19,8 @@ from simulator import dtypes
 from simulator.context import CURRENT
 from simulator.enums import engine
 from simulator.instructions import elementwise, movement, scalar_engine
-from simulator.operators import exp, maximum, multiply
 from simulator.operators import add as plus
+from simulator.operators import exp, maximum, multiply
 from simulator.program import Instruction, Program
 from simulator.targets import TARGETS
 from simulator.tensor import MemoryRegion, NkiTensor

@@ -138,6 +138,12 @@ class Timeline:
         return Roofline(compute / 1000, memory / 1000)
 
     @property
+    def gap(self) -> float:
+        """Latency over the roofline's bound; 0 if nothing bounds it."""
+        bound = self.roofline.bound_us
+        return self.latency_us / bound if bound else 0.0
+
+    @property
     def mfu(self) -> float:
         """MACs over what the Tensor engines could do in bf16 in the latency, 0 to 1."""
         peak = self.machine.tensor_macs_per_ns * self.program.lnc
