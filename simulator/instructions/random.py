@@ -40,15 +40,21 @@ WORDS = {"gpsimd": 6, "vector": 24}
 """32-bit words of an engine's state in each lane."""
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_MIX = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST, _HALF = np.uint64(31), np.uint64(32)
 
 
-def _hash(x: Array) -> Array:
-    """SplitMix64's finaliser, on uint64."""
-    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
-    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
-    result: Array = x ^ (x >> np.uint64(31))
-    return result
+def _hash(x: Array, memory: Array) -> Array:
+    """SplitMix64's finaliser, on uint64, in place; `memory` is as large as x."""
+    for bits, factor in _MIX:
+        np.right_shift(x, bits, out=memory)
+        np.bitwise_xor(x, memory, out=x)
+        np.multiply(x, factor, out=x)
+    np.right_shift(x, _LAST, out=memory)
+    return np.bitwise_xor(x, memory, out=x)
 
 
 class Generator:
@@ -62,24 +68,41 @@ class Generator:
             seed: any integer of at most 32 bits.
         """
         self.state = np.zeros((PARTITIONS, words), np.uint32)
+        self._memory = np.empty((2, 0), np.uint64)
         self.seed(seed)
+
+    def _room(self, size: int) -> Array:
+        """Two arrays of `size` numbers, the same memory at each call."""
+        if self._memory.shape[1] < size:
+            self._memory = np.empty((2, size), np.uint64)
+        return self._memory[:, :size]
 
     def seed(self, seed: int) -> None:
         """Begin a sequence in all lanes, another one in each."""
-        places = np.arange(self.state.size, dtype=np.uint64).reshape(self.state.shape)
-        mixed = _hash((np.uint64(seed & 0xFFFFFFFF) << np.uint64(32)) + places * _STEP)
-        self.state[...] = mixed >> np.uint64(32)
+        mixed, memory = self._room(self.state.size)
+        mixed[...] = np.arange(self.state.size, dtype=np.uint64) * _STEP
+        mixed += np.uint64(seed & 0xFFFFFFFF) << _HALF
+        self.state[...] = (_hash(mixed, memory) >> _HALF).reshape(self.state.shape)
         self.state[:, -1] = 0
+
+    def _keys(self, state: Array) -> Array:
+        """One number for each lane, made of its seed words."""
+        keys, memory = np.zeros((2, len(state)), np.uint64)
+        for word in state[:, :-1].T:
+            keys *= _STEP
+            keys += word
+            _hash(keys, memory)
+        return keys
 
     def draw(self, lanes: slice, count: int) -> Array:
         """The next `count` numbers of some lanes, uint32[lanes, count]."""
         state = self.state[lanes]
-        keys = np.zeros(len(state), np.uint64)
-        for word in state[:, :-1].T:
-            keys = _hash(keys * _STEP + word)
-        places = state[:, -1:].astype(np.uint64) + np.arange(1, count + 1, dtype=np.uint64)
+        first = state[:, -1].astype(np.uint64) * _STEP + self._keys(state)
+        bits, memory = self._room(len(state) * count).reshape(2, len(state), count)
+        steps = np.arange(1, count + 1, dtype=np.uint64) * _STEP
+        np.add(first[:, None], steps, out=bits)
         state[:, -1] += np.uint32(count)
-        bits: Array = _hash(keys[:, None] + places * _STEP) >> np.uint64(32)
+        np.right_shift(_hash(bits, memory), _HALF, out=bits)
         return bits.astype(np.uint32)
 
 
@@ -97,7 +120,9 @@ def _lanes(tensor: NkiTensor) -> slice:
 
 def _uniform(bits: Array) -> Array:
     """Random bits as fp32 numbers in [0, 1), of which fp32 holds 24 bits exactly."""
-    return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    numbers = (bits >> np.uint32(8)).astype(np.float32)
+    numbers *= np.float32(2**-24)
+    return numbers
 
 
 def _draws(instruction: Instruction, slots: Slots) -> Callable[[], Array]:

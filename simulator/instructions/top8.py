@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator import dtypes
+from simulator.instructions.datapath import scratch
 from simulator.instructions.limits import (
     all_of,
     elements,
@@ -36,15 +37,38 @@ ABSENT = -1
 """All ones in an unsigned dtype."""
 
 
+SORTED = 512
+"""Rows up to this length are sorted; in longer ones the largest is sought 8 times."""
+
+
+def largest(x: Array, memory: Array | None) -> Array:
+    """The 8 largest of each row in descending order; NaN counts as the largest.
+
+    Args:
+        x: fp32[P, N].
+        memory: fp32[P, N] for rows that are too long to sort.
+    """
+    if memory is None:
+        return np.sort(x, axis=1)[:, : -9 if x.shape[1] > 8 else None : -1]
+    np.copyto(memory, x)
+    rows = np.arange(len(x))
+    found = np.empty((len(x), 8), np.float32)
+    for column in range(8):
+        at = memory.argmax(axis=1)
+        found[:, column] = memory[rows, at]
+        memory[rows, at] = -np.inf
+    return found
+
+
 def _max8(instruction: Instruction, slots: Slots) -> Run:
     dst, src = instruction["dst"], instruction["src"]
     to, frm, write = slots(dst), slots(src), store(dst.dtype)
-    rows, last = (src.shape[0], src.free_size), src.free_size - 8
+    rows = (src.shape[0], src.free_size)
+    memory = scratch(slots, rows, 0) if rows[1] > SORTED else None
 
     def run(views: Arrays) -> None:
-        top = np.partition(as_float32(views[frm]).reshape(rows), last, axis=1)[:, last:]
-        top.sort(axis=1)
-        write(views[to], top[:, ::-1].reshape(dst.shape))
+        top = largest(as_float32(views[frm]).reshape(rows), memory)
+        write(views[to], top.reshape(dst.shape))
 
     return run
 

@@ -26,7 +26,7 @@ from simulator.instructions.arithmetic import (
     check_operand,
     note_operators,
 )
-from simulator.instructions.datapath import reader
+from simulator.instructions.datapath import reader, scratch
 from simulator.instructions.elementwise import binary
 from simulator.instructions.limits import (
     Check,
@@ -86,22 +86,24 @@ def _scan(instruction: Instruction, slots: Slots) -> Run:
     """Column by column over all partitions at once, which is the engine's own order."""
     dst = instruction["dst"]
     count, size = dst.shape[0], dst.free_size
-    to, write, shape = slots(dst), store(dst.dtype), dst.shape
+    to, cast, shape = slots(dst), store(dst.dtype), dst.shape
     data0, data1 = slots(instruction["data0"]), slots(instruction["data1"])
     initial = column(instruction["initial"], count, slots)
     first = binary(instruction["op0"], instruction["reverse0"])
     second = binary(instruction["op1"], instruction["reverse1"])
+    columns = [scratch(slots, (size, count), number) for number in range(3)]
+    steps = list(zip(*columns, strict=True))
 
     def run(views: Arrays) -> None:
-        columns0 = np.ascontiguousarray(as_float32(views[data0]).reshape(count, size).T)
-        columns1 = np.ascontiguousarray(as_float32(views[data1]).reshape(count, size).T)
-        results = np.empty((size, count), np.float32)
-        state = np.broadcast_to(initial(views), (count,))
-        for x, y, result in zip(columns0, columns1, results, strict=True):
+        for columned, data in zip(columns, (data0, data1), strict=False):
+            np.copyto(columned, as_float32(views[data]).reshape(count, size).T)
+        state = np.empty(count, np.float32)
+        state[...] = initial(views)
+        for x, y, result in steps:
             first(x, state, out=result)
             second(result, y, out=result)
             state = result
-        write(views[to], results.T.reshape(shape))
+        cast(views[to], columns[2].T.reshape(shape))
 
     return run
 
