@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from simulator import enable
-from simulator.cli import check, run, show
+from simulator.cli import check, profile, run, show
 from simulator.cli.output import Output
 from simulator.cli.problems import BAD_INPUT, BadInput
 
-COMMANDS = {"check": check, "run": run, "show": show, "enable": enable}
+COMMANDS = {"check": check, "run": run, "show": show, "profile": profile, "enable": enable}
 """Name -> module with `add_parser(subparsers)` and `run(args) -> exit code`."""
 
 
