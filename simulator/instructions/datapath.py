@@ -79,6 +79,13 @@ def reader(value: Any, shape: Shape, slots: Slots, number: int | None = None) ->
     return widened
 
 
+def plain_slot(value: Any, shape: Shape, slots: Slots) -> int | None:
+    """The slot of an fp32 tile or column that needs no conversion and no new shape, else None."""
+    if not isinstance(value, NkiTensor) or not held_as_float32(value):
+        return None
+    return slots(value) if value.shape == _broadcast_shape(value, shape) else None
+
+
 def shares(dst: NkiTensor, others: Sequence[Any]) -> bool:
     """Whether one of the operands lives in the storage that is written."""
     return any(isinstance(o, NkiTensor) and o.storage is dst.storage for o in others)
@@ -103,6 +110,25 @@ def write(dst: NkiTensor, slots: Slots, body: Body, later: Sequence[Any] = ()) -
         cast(views[to], memory)
 
     return run
+
+
+def one_pass(
+    dst: NkiTensor, slots: Slots, function: Callable[..., Any], x: Any, y: Any, number: int = 1
+) -> Run:
+    """dst = function(x, y), which writes its result in one pass; y may be a column or a number.
+
+    Small tiles are common and there the calls made are what costs: plain operands make one.
+    """
+    to, shape = slots(dst), dst.shape
+    first, second = plain_slot(x, shape, slots), plain_slot(y, shape, slots)
+    if dst.dtype is float32 and first is not None:
+        if second is not None:
+            return lambda views: function(views[first], views[second], out=views[to])
+        if isinstance(y, int | float):
+            constant = np.float32(y)
+            return lambda views: function(views[first], constant, out=views[to])
+    a, b = reader(x, shape, slots, 0), reader(y, shape, slots, number)
+    return write(dst, slots, lambda views, out: function(a(views), b(views), out=out))
 
 
 # --- sums -----------------------------------------------------------------------------------

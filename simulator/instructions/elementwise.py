@@ -25,7 +25,7 @@ from simulator.instructions.arithmetic import (
     note_operators,
     warn_widths,
 )
-from simulator.instructions.datapath import Reader, scratch, write
+from simulator.instructions.datapath import Reader, one_pass, scratch, write
 from simulator.instructions.datapath import reader as reader
 from simulator.instructions.limits import not_both_in_psum
 from simulator.instructions.reductions import check_tensor_reduce, lower_tensor_reduce
@@ -77,24 +77,6 @@ def stage(operator: Operator, operand: Any, reverse: bool) -> Function:
     return binary(operator, reverse)
 
 
-def _last_stage(
-    dst: NkiTensor,
-    slots: Slots,
-    operator: Operator,
-    operand: Any,
-    reverse: bool,
-    first: Callable[[Arrays, Array], Array],
-    y: Reader,
-) -> Run:
-    """dst = first(views, memory) op y, where `first` may use the memory for its result."""
-    if operator.predicate is not None:
-        return _truth_to(dst, slots, operator.predicate, reverse, first, y)
-    function = stage(operator, operand, reverse)
-    return write(
-        dst, slots, lambda views, out: function(first(views, out), y(views), out=out), (operand,)
-    )
-
-
 def _truth_to(
     dst: NkiTensor,
     slots: Slots,
@@ -129,12 +111,11 @@ def _tensor_tensor(instruction: Instruction, slots: Slots) -> Run:
         return bits.chain(instruction, slots, [(operator, y, False)], "data1")
     if is_exact(instruction):
         return bits.exact_words(instruction, slots)
+    if operator.predicate is None:
+        return one_pass(dst, slots, binary(operator, False), instruction["data1"], y)
     first = reader(instruction["data1"], dst.shape, slots, 0)
     second = reader(y, dst.shape, slots, 1)
-    if operator.predicate is None:  # one pass: y may be dst itself
-        function = binary(operator, False)
-        return write(dst, slots, lambda views, out: function(first(views), second(views), out=out))
-    return _last_stage(dst, slots, operator, y, False, lambda views, _: first(views), second)
+    return _truth_to(dst, slots, operator.predicate, False, lambda views, _: first(views), second)
 
 
 def _check_tensor_tensor(program: Program, instruction: Instruction) -> None:
@@ -162,15 +143,23 @@ def _tensor_scalar(instruction: Instruction, slots: Slots) -> Run:
     if op0.kind == "bitvec":
         steps = [(op0, a, reverse0)] + ([] if op1 is None else [(op1, b, reverse1)])
         return bits.chain(instruction, slots, steps, "data")
+    operand = 0 if a is None else a
+    if op1 is None and op0.predicate is None:
+        return one_pass(dst, slots, stage(op0, a, reverse0), instruction["data"], operand)
     x = reader(instruction["data"], dst.shape, slots, 0)
-    y = reader(0 if a is None else a, dst.shape, slots)
+    y = reader(operand, dst.shape, slots)
     if op1 is None:
-        return _last_stage(dst, slots, op0, a, reverse0, lambda views, _: x(views), y)
+        return _truth_to(dst, slots, op0.predicate, reverse0, lambda views, _: x(views), y)
     first = stage(op0, a, reverse0)
     z = reader(b, dst.shape, slots, 1)
-    return _last_stage(
-        dst, slots, op1, b, reverse1, lambda views, out: first(x(views), y(views), out=out), z
-    )
+
+    def start(views: Arrays, memory: Array) -> Array:
+        return first(x(views), y(views), out=memory)
+
+    if op1.predicate is not None:
+        return _truth_to(dst, slots, op1.predicate, reverse1, start, z)
+    last = stage(op1, b, reverse1)
+    return write(dst, slots, lambda views, out: last(start(views, out), z(views), out=out), (b,))
 
 
 def _check_tensor_scalar(program: Program, instruction: Instruction) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.instructions import bits
 from simulator.instructions.arithmetic import check_dtypes, warn_widths
-from simulator.instructions.datapath import reader, row_sums, write
+from simulator.instructions.datapath import Body, Reader, reader, row_sums, write
 from simulator.instructions.table import Array, Arrays, Run, Slots
 from simulator.operators import Operator, add
 from simulator.tensor import NkiTensor
@@ -35,8 +35,10 @@ def lower_tensor_reduce(instruction: Instruction, slots: Slots) -> Run:
     if operator.kind == "bitvec":
         return bits.reduce(instruction, slots, kept)
     x = reader(data, data.shape, slots, 1)
-    reduce = _reducer(operator, kept)
     negate, shape = bool(instruction["negate"]), dst.shape
+    if data.ndim == 2 and shape == (data.shape[0], 1) and operator.name in ("maximum", "minimum"):
+        return write(dst, slots, _rows(operator, x, negate), (data,))
+    reduce = _reducer(operator, kept)
 
     def body(views: Arrays, out: Array) -> None:
         reduced = reduce(x(views)).reshape(shape)
@@ -46,6 +48,19 @@ def lower_tensor_reduce(instruction: Instruction, slots: Slots) -> Run:
             np.copyto(out, reduced)
 
     return write(dst, slots, body)
+
+
+def _rows(operator: Operator, x: Reader, negate: bool) -> Body:
+    """The rows of a matrix reduced to a column, in one call."""
+    ufunc = operator.reduction
+    assert ufunc is not None
+
+    def body(views: Arrays, out: Array) -> None:
+        ufunc.reduce(x(views), axis=1, out=out, keepdims=True)
+        if negate:
+            np.negative(out, out=out)
+
+    return body
 
 
 def _reducer(operator: Operator, kept: tuple[int, ...]) -> Callable[[Array], Array]:

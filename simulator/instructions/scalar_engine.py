@@ -18,6 +18,7 @@ from simulator.instructions.arithmetic import check_dtypes, note_operators
 from simulator.instructions.datapath import (
     Reader,
     held_as_float32,
+    plain_slot,
     reader,
     row_sums,
     scratch,
@@ -180,12 +181,27 @@ def _lanes(instruction: Instruction) -> slice:
     return slice(data.start_partition, data.start_partition + data.shape[0])
 
 
+def _in_one_call(instruction: Instruction, slots: Slots) -> Run | None:
+    """A function of plain fp32 data and nothing else; None if there is more to it."""
+    dst, operator = instruction["dst"], instruction["op"]
+    frm = plain_slot(instruction["data"], dst.shape, slots)
+    if frm is None or dst.dtype is not dtypes.float32 or _steps(instruction, slots):
+        return None
+    unary = operator.unary
+    if operator is prelu or operator.reuses_input or unary is None:
+        return None
+    to = slots(dst)
+    return lambda views: unary(views[frm], views[to])
+
+
 def _lower(instruction: Instruction, slots: Slots) -> Run:
     dst, result = instruction["dst"], instruction["reduce_res"]
     later = [instruction.get(name) for name in ("bias", "imm1", "relu_param")]
-    body = _body(instruction, slots)
     if command_of(instruction) == "idle" and result is None:
-        return write(dst, slots, body, later)
+        return _in_one_call(instruction, slots) or write(
+            dst, slots, _body(instruction, slots), later
+        )
+    body = _body(instruction, slots)
     collect = _collect(instruction, slots)
 
     def body_and_reduction(views: Arrays, out: Array) -> None:
