@@ -187,9 +187,31 @@ class PsumState:
         """The states found among a view's locations, as bits: 1 << MATMUL | …."""
         return self._change(tensor, _UNCHANGED)
 
-    def matmul(self, tensor: NkiTensor) -> int:
-        """A matmul writes a view; gives the states before, as bits."""
-        return self._change(tensor, _BY_MATMUL)
+    def matmul(self, tensor: NkiTensor) -> tuple[int, Any]:
+        """A matmul writes a view.
+
+        Returns:
+            The states before, as bits, and, if only some locations held a sum, which:
+            bool[tensor.shape], else None.
+        """
+        storage = tensor.storage
+        record = self._records.get(storage.index)
+        if record is None:
+            record = self._records[storage.index] = _Record(storage)
+        if tensor.dynamic is None:
+            key = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype.itemsize)
+            state = record.parts.get(key)
+            if state is not None:
+                record.parts[key] = MATMUL
+                return 1 << state, None
+            if key in record.whole and record.mask is None and not record.parts:
+                state, record.rest = record.rest, MATMUL
+                return 1 << state, None
+        states = record.change(tensor, _UNCHANGED)
+        mixed = states & HOLDS_A_SUM and states & ~HOLDS_A_SUM
+        held = self.holds_sum(tensor) if mixed else None
+        record.change(tensor, _BY_MATMUL)
+        return states, held
 
     def transposed(self, tensor: NkiTensor) -> None:
         """The Tensor engine writes a view in transpose mode, which starts no sum."""
@@ -197,7 +219,6 @@ class PsumState:
 
     def holds_sum(self, tensor: NkiTensor) -> Any:
         """bool[tensor.shape]: which of a view's locations a matmul may add to."""
-        self.states(tensor)
         states = self._records[tensor.storage.index].view(tensor)[..., 0]
         return (states == MATMUL) | (states == EVICTED)
 

@@ -54,14 +54,10 @@ def resolve_accumulate(program: Program, instruction: Instruction) -> None:
     if instruction.get("is_transpose"):
         _resolve_transpose(program, instruction, dst)
         return
-    psum = program.psum
-    mask = None
-    states = psum.states(dst)
+    states, held = program.psum.matmul(dst)
     if accumulate is None:
-        held = states & HOLDS_A_SUM
-        if held:
-            mask = psum.holds_sum(dst) if states & ~HOLDS_A_SUM else None
-        instruction.set("accumulate", bool(held) if mask is None else PartlyStarted(mask))
+        adds = states & HOLDS_A_SUM != 0
+        instruction.set("accumulate", adds if held is None else PartlyStarted(held))
         if states != 1 << UNWRITTEN and states != 1 << MATMUL:
             _warn_of_reuse(program, instruction, states)
         if program.loops and dst.storage.scope != program.loops[-1]:
@@ -72,7 +68,6 @@ def resolve_accumulate(program: Program, instruction: Instruction) -> None:
             good |= 1 << OTHER | 1 << REPLACED
         if states & ~good:
             _refuse_accumulate(program, instruction, states)
-    psum.matmul(dst)
 
 
 def _resolve_transpose(program: Program, instruction: Instruction, dst: NkiTensor) -> None:
