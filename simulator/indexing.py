@@ -99,14 +99,6 @@ def _dynamic_start(
     """An address whose start along `axis` is a register, and how many elements it takes."""
     from simulator.views import with_scalar
 
-    if not isinstance(item, DynamicSlice) and item.__class__ is slice:
-        raise refuse(
-            "index",
-            f"a slice of `{tensor.name}` with a register as its start",
-            "Write nl.ds(register, size), whose size is known",
-            limit="nl.ds",
-            value="slice",
-        )
     feature("index by a register", since="0.5")
     count = item.size if isinstance(item, DynamicSlice) else 1
     register = item.start if isinstance(item, DynamicSlice) else item

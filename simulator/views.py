@@ -479,7 +479,7 @@ def ap(
             return ap(tensor, pattern, start + scalar_offset * row, dtype=dtype)
         if not isinstance(scalar_offset, VirtualRegister):
             _check_index_tile(scalar_offset, "scalar_offset", single=True)
-        return with_scalar(view, indirect_dim, scalar_offset, row, None)
+        return with_scalar(view, _axis(tensor, indirect_dim), scalar_offset, row, None)
     if vector_offset is not None:
         return _with_rows(view, vector_offset, row, indirect_dim, None)
     return view
@@ -616,11 +616,14 @@ def _check_static(tensor: NkiTensor) -> None:
 def with_scalar(
     tensor: NkiTensor, axis: int, index: Any, step: int, limit: int | None
 ) -> NkiTensor:
-    """The view whose address moves along `axis` by `step` for each unit of `index`."""
+    """The view whose address moves by `step` for each unit of `index`.
+
+    `axis` is the dimension, of this view or of its base, along which it moves.
+    """
     from simulator.tensor import Dynamic, ScalarOffset
 
     _check_static(tensor)
-    if tensor.buffer.on_chip and axis % len(tensor.shape) == 0:
+    if tensor.buffer.on_chip and axis == 0:
         raise refuse(
             "dynamic-offset",
             f"a dynamic index of the partitions of `{tensor.name}`",

@@ -57,6 +57,8 @@ def _check_tensor(
             _report_no_tensor(program, instruction, name, tensor)
         return
     _check_buffer(program, instruction, name, operand, tensor)
+    if tensor.dynamic is not None:
+        _check_dynamic(program, instruction, name, tensor)
     if tensor.dynamic is not None and tensor.dynamic.rows is not None:
         _check_rows(program, instruction, name, tensor.dynamic.rows)
     if instruction.engine != "dma":
@@ -100,6 +102,35 @@ def _report_no_tensor(program: Program, instruction: Instruction, name: str, val
         operand=name,
         limit="NkiTensor",
         value=type(value).__name__,
+    )
+
+
+BY_ROW = ("dma_copy", "dma_compute", "dma_transpose")
+"""Instructions that take a vector_offset (nki_facts.md §2.4)."""
+
+
+def _check_dynamic(
+    program: Program, instruction: Instruction, name: str, tensor: NkiTensor
+) -> None:
+    """Rows by number are a DMA's, elements by number (.indirect) a compute engine's."""
+    dynamic = tensor.dynamic
+    assert dynamic is not None
+    if dynamic.rows is not None and instruction.spec.name not in BY_ROW:
+        limit, value = ", ".join(BY_ROW), instruction.spec.name
+        message = f"{name} has a vector_offset"
+    elif dynamic.elements is not None and instruction.engine == "dma":
+        limit, value = "a compute engine", "dma"
+        message = f"{name} is an indirect view"
+    else:
+        return
+    program.report(
+        instruction,
+        "dynamic-offset",
+        message,
+        "Copy it with an instruction that takes it, then use the copy",
+        operand=name,
+        limit=limit,
+        value=value,
     )
 
 
