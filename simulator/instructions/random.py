@@ -162,6 +162,7 @@ _INTEGERS = frozenset(
     cost="max(64, N)",
     source="nki_facts.md §2.6",
     extra_check=all_of(),
+    serial=True,
 )
 def rng(dst: Any, engine: engine = engine.vector, name: str | None = None) -> tuple[Any, ...]:
     """32 random bits for each element, of which dst's dtype takes the least significant.
@@ -209,6 +210,7 @@ _NUMBER = Operand("read", "column", number=True, float32=True)
     cost="max(64, N)",
     source="nki_facts.md §2.6",
     extra_check=all_of(_check_rand2),
+    serial=True,
     generation=4,
 )
 def rand2(dst: Any, min: Any, max: Any, name: str | None = None) -> tuple[Any, ...]:
@@ -272,6 +274,7 @@ def _check_dropout(program: Program, instruction: Instruction) -> None:
     cost="max(64, N)",
     source="nki_facts.md §2.6",
     extra_check=all_of(same_dtype("data", "dst"), _check_dropout),
+    serial=True,
 )
 def dropout(dst: Any, data: Any, prob: Any, name: str | None = None) -> tuple[Any, ...]:
     """dst = data, with each element replaced by 0 with probability prob. Does not rescale.
@@ -318,6 +321,7 @@ def _check_seed(program: Program, instruction: Instruction) -> None:
     cost="64",
     source="nki_facts.md §2.6",
     extra_check=all_of(_check_seed),
+    serial=True,
 )
 def set_rng_seed(src_seeds: Any, name: str | None = None) -> tuple[Any, ...]:
     """Seed the Vector engine's generator: the same seed gives the same sequence.
@@ -370,6 +374,7 @@ _UINT32 = frozenset({dtypes.uint32})
     cost="64",
     source="nki_facts.md §2.6",
     extra_check=all_of(_state_words("src_seeds")),
+    serial=True,
 )
 def rand_set_state(
     src_seeds: Any, engine: engine = engine.gpsimd, name: str | None = None
@@ -401,6 +406,7 @@ def _get_state(instruction: Instruction, slots: Slots) -> Run:
     cost="64",
     source="nki_facts.md §2.6",
     extra_check=all_of(_state_words("dst")),
+    serial=True,
 )
 def rand_get_state(
     dst: Any, engine: engine = engine.gpsimd, name: str | None = None

@@ -27,7 +27,6 @@ from tile_bench import (
     target,
 )
 
-from simulator import operators
 from simulator.errors import NkiValidationError
 from simulator.instructions import affine, gathers, gpsimd
 
@@ -322,7 +321,7 @@ def test_tensor_partition_reduce(op: str, shape: tuple[int, int], seed: int) -> 
     x = small_integers(shape, dtype, seed, 1000)
 
     def body(x: Any, out: Any) -> None:
-        nisa.tensor_partition_reduce(out, operators.OPERATORS[op], x)
+        nisa.tensor_partition_reduce(out, getattr(nl, op), x)
 
     (found,) = run(body, [x], [((1, shape[1]), dtype)])
     np.testing.assert_allclose(found[0], FOLD[op](x), rtol=1e-6)
@@ -331,7 +330,7 @@ def test_tensor_partition_reduce(op: str, shape: tuple[int, int], seed: int) -> 
 def test_average_is_new_in_0_5() -> None:
     def body(x: Any) -> Any:
         out = sbuf(1, 32)
-        nisa.tensor_partition_reduce(out, operators.average, loaded(x))
+        nisa.tensor_partition_reduce(out, nl.average, loaded(x))
         return stored(out)
 
     assert nki.jit(body).specialise(x=X).versions == ("0.5", "0.6", "0.7")

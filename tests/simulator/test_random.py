@@ -100,6 +100,25 @@ def test_a_plan_begins_alike_and_goes_on_from_call_to_call() -> None:
     np.testing.assert_array_equal(second, other(x))
 
 
+def test_threads_draw_from_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(x: Any) -> Any:
+        found = []
+        for _ in range(8):
+            tile, more = sbuf(128, 512, dtype=nl.uint32), sbuf(128, 512, dtype=nl.uint32)
+            nisa.rng(dst=tile)
+            for _ in range(8):  # work enough for a second thread
+                nisa.tensor_copy(dst=more, src=tile)
+            found.append(stored(more))
+        return tuple(found)
+
+    x = np.zeros((1, 1), np.float32)
+    results = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        results.append(nki.jit(kernel)(x))
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize(("engine", "words"), [("gpsimd", 6), ("vector", 24)])
 def test_a_state_is_saved_and_restored(engine: str, words: int) -> None:
     where = nisa.engine[engine]

@@ -11,7 +11,6 @@ import nki.language as nl
 import pytest
 from rule_bench import X, assert_fires_alone, loaded, sbuf, stored, violations
 
-from simulator import dtypes, operators
 from simulator.specialise import TensorSpec
 from simulator.targets import TARGETS
 
@@ -122,13 +121,13 @@ def square_on_trn2(x: Any) -> Any:
 def abs_max_on_trn2(x: Any) -> Any:
     tile = loaded(x)
     nisa.tensor_tensor_scan(
-        dst=tile, data0=tile, data1=tile, initial=0.0, op0=operators.abs_max, op1=nl.add
+        dst=tile, data0=tile, data1=tile, initial=0.0, op0=nl.abs_max, op1=nl.add
     )
     return stored(tile)
 
 
 def packed_scan(x: Any) -> Any:
-    tile, packed = loaded(x), sbuf(64, 32, dtype=dtypes.float8_e4m3fn_x4)
+    tile, packed = loaded(x), sbuf(64, 32, dtype=nl.float8_e4m3fn_x4)
     nisa.memset(dst=packed, value=0)
     nisa.tensor_tensor_scan(dst=tile, data0=packed, data1=tile, initial=0.0, op0=nl.add, op1=nl.add)
     return stored(tile)
