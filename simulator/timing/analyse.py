@@ -87,14 +87,11 @@ def _binding(timeline: Timeline, index: int, before: int) -> int:
 
 
 def _before(timeline: Timeline) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Of each instruction: the one its queue, or the Sync engine's sequencer, took before."""
+    """Of each instruction: the one its queue took before."""
     queues = np.frombuffer(timeline.decoded.queues, dtype=np.uint8)
-    lanes = queues % QUEUE_COUNT
-    engines = np.where(lanes >= len(ENGINES), queues - lanes + QUEUES.index("sync"), queues)
     before = np.full(len(queues), -1, dtype=np.int32)
-    for engine in np.unique(engines):
-        members = np.flatnonzero(engines == engine)
-        members = members[np.argsort(timeline.starts[members], kind="stable")]
+    for queue in np.unique(queues):
+        members = np.flatnonzero(queues == queue)
         before[members[1:]] = members[:-1]
     return before
 
@@ -156,8 +153,7 @@ def busy_us(timeline: Timeline) -> dict[str, float]:
         base = core * QUEUE_COUNT
         for number, engine in enumerate(ENGINES):
             found[prefix + engine] = float(sums[base + number]) / 1000
-        for ring in range(len(ENGINES), QUEUE_COUNT):
-            found[f"{prefix}sync"] += float(sums[base + ring]) / 1000
+        found[f"{prefix}sync"] += float(sums[base + QUEUES.index("loads")]) / 1000
         found[f"{prefix}dma"] = _dma_busy(timeline, core) / 1000
     for index in played.tables:
         core = decoded.queues[index] // QUEUE_COUNT

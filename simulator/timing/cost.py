@@ -21,8 +21,10 @@ PLAIN, BRANCH, TENSOR, TABLE, PORT, BANK, DMA, MEET = range(8)
 """How an instruction is played; from PORT on it needs something that queues share (play.py)."""
 
 QUEUES = ("tensor", "vector", "scalar", "gpsimd", "sync", "loads", "stores")
-"""The queues of one core. `loads` and `stores` are hardware DMA rings that the Sync engine
-feeds; software descriptor generation is fed from the GpSimd queue."""
+"""The queues of one core. `loads` and `stores` are the hardware DMA rings of the two DGE blocks:
+the Sync engine starts the first's transfers; the Scalar engine's sequencer the second's, hidden
+behind its compute (SDK guide of descriptor generation). Software descriptor generation is fed
+from the GpSimd queue."""
 ENGINES = QUEUES[:5]
 
 FREE_TABLE = 0

@@ -96,7 +96,8 @@ def of_instruction(instruction: Instruction, machine: Machine) -> tuple[Transfer
 
     `dge_mode.unknown` becomes hardware generation where the machine has it and the DMA allows
     it (no cast, no indices), and software generation by the GpSimd engine where not. Without
-    an engine named, loads and stores have a ring each, both fed by the Sync engine.
+    an engine named, loads and stores have a ring, and a DGE block, each: a compiler puts a
+    store, which waits for compute, behind the loads it does not depend on.
     """
     dst: NkiTensor = instruction["dst"]
     if instruction.spec.name == "dma_compute":

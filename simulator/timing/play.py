@@ -18,10 +18,6 @@ from simulator.timing.decode import QUEUE_COUNT, Decoded
 from simulator.timing.dma import SOFTWARE, Transfer
 from simulator.timing.machine import Machine
 
-SYNC, LOADS, STORES = (QUEUES.index(name) for name in ("sync", "loads", "stores"))
-GPSIMD = QUEUES.index("gpsimd")
-_SYNC_FED = (SYNC, LOADS, STORES)
-
 
 @dataclass
 class Played:
@@ -46,8 +42,6 @@ class _Core:
     """What the queues of one core share."""
 
     def __init__(self, machine: Machine, begin: float) -> None:
-        self.sequencer = begin
-        """The Sync engine's sequencer, which feeds both hardware rings."""
         self.generator = begin
         """Software descriptor generation."""
         self.engines = [begin] * int(machine.dma_engines)
@@ -187,7 +181,8 @@ class _Player:
             return
         core = self.cores[queue // QUEUE_COUNT]
         if price.kind == DMA:
-            begin, next_free, finish = self._dma(core, price, ready, queue, index)
+            begin = ready
+            next_free, finish = self._dma(core, price, ready, index)
         else:
             begin = self._arbitrate(core, price, ready, queue, index)
             next_free, finish = begin + price.interval, begin + price.latency
@@ -222,25 +217,18 @@ class _Player:
             core.held[resource] = (begin + price.interval, queue, index)
         return begin
 
-    def _dma(
-        self, core: _Core, price: Cost, ready: float, queue: int, index: int
-    ) -> tuple[float, float, float]:
-        """Issue, descriptor generation, transfer; returns begin, queue free, end."""
+    def _dma(self, core: _Core, price: Cost, ready: float, index: int) -> tuple[float, float]:
+        """Issue, descriptor generation, transfer; returns when the queue is free, and the end."""
         moved = price.transfer
         assert moved is not None
-        begin = ready
-        ring = queue % QUEUE_COUNT
-        if ring in _SYNC_FED:
-            begin = max(ready, core.sequencer)
-            core.sequencer = begin + moved.issue_ns
-        issued = begin + moved.issue_ns
+        issued = ready + moved.issue_ns
         available = issued + moved.start_ns
         if moved.path == SOFTWARE:
             core.generator = max(issued, core.generator) + moved.generate_ns
             available = core.generator + moved.start_ns
         first, last = self._transfer(core, moved, available)
         self.played.flow[index] = (first, last)
-        return begin, issued, last + self.machine.dma_done_ns
+        return issued, last + self.machine.dma_done_ns
 
     def _transfer(self, core: _Core, moved: Transfer, available: float) -> tuple[float, float]:
         """Occupy DMA engines and the way to HBM; returns first and last byte."""
