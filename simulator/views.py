@@ -213,7 +213,11 @@ def flatten_dims(tensor: NkiTensor, start_dim: int, end_dim: int) -> NkiTensor:
     return _view(
         tensor,
         (*tensor.shape[:first], size, *tensor.shape[last + 1 :]),
-        (*tensor.strides[:first], innermost or 1, *tensor.strides[last + 1 :]),
+        (
+            *tensor.strides[:first],
+            1 if innermost is None else innermost,
+            *tensor.strides[last + 1 :],
+        ),
     )
 
 
