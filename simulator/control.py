@@ -102,6 +102,7 @@ def _dynamic_range(program: Program, start: Any, stop: Any, step: int) -> Iterat
         if program.eager is not None:
             for value in _values(program, start, stop, step):
                 program.eager.set_register(register, value)
+                program.psum.restart(number)
                 yield register
         else:
             loop(register=register, start=start, stop=stop, step=step, number=number)
@@ -145,6 +146,7 @@ def fori_loop(
     if program.eager is not None:
         for value in _values(program, lower, upper, step):
             program.eager.set_register(register, value)
+            program.psum.restart(number)
             _returns_nothing(body_fun(register))
     else:
         loop(register=register, start=lower, stop=upper, step=step, number=number)
@@ -177,6 +179,7 @@ def while_loop(init: VirtualRegister, body_fun: Callable[[Any], VirtualRegister]
     number = _enter(program)
     if program.eager is not None:
         while program.eager_register(register):
+            program.psum.restart(number)
             register = _checked(body_fun(register))
     else:
         while_begin(register=register, number=number)
@@ -210,9 +213,10 @@ def while_statement(program: Program, register: VirtualRegister) -> bool:
         if program.eager is None:
             while_begin(register=register, number=register.open_loop[0])
             return True
-    if program.eager is not None and program.eager_register(register):
-        return True
     number, _ = register.open_loop
+    if program.eager is not None and program.eager_register(register):
+        program.psum.restart(number)
+        return True
     register.open_loop = None
     if program.eager is None:
         end_while(register=register, following=register)

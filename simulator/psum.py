@@ -122,6 +122,7 @@ class _Record:
         new.rest, new.covered = self.rest, self.covered
         new.parts, new.boxes = dict(self.parts), dict(self.boxes)
         new.mask = None if self.mask is None else self.mask.copy()
+        new.whole = set(self.whole)
         return new
 
 
@@ -173,6 +174,8 @@ class PsumState:
     def __init__(self) -> None:
         self._records: dict[int, _Record] = {}
         self._positions: dict[InstructionSpec, tuple[tuple[int, tuple[int, ...]], ...]] = {}
+        self._starts: dict[int, dict[int, _Record]] = {}
+        """Dynamic loop -> the states before its first iteration."""
         self.warned: set[tuple[str, int]] = set()
         """Lines that were warned about."""
 
@@ -233,13 +236,17 @@ class PsumState:
             if value.__class__ is NkiTensor and value.storage.buffer is MemoryRegion.psum:
                 self._change(value, after)
 
-    def snapshot(self) -> dict[int, _Record]:
-        """The states, to come back to with `restore`."""
-        return {index: record.copy() for index, record in self._records.items()}
+    def restart(self, loop: int) -> None:
+        """An iteration of a dynamic loop begins, in eager mode: each decides as the first did.
 
-    def restore(self, snapshot: dict[int, _Record]) -> None:
-        """Back to an earlier state: a dynamic loop's body decides alike in every iteration."""
-        self._records = {index: record.copy() for index, record in snapshot.items()}
+        Args:
+            loop: its number; loops inside it have higher ones.
+        """
+        self._starts = {number: kept for number, kept in self._starts.items() if number <= loop}
+        if loop in self._starts:
+            self._records = {i: record.copy() for i, record in self._starts[loop].items()}
+        else:
+            self._starts[loop] = {i: record.copy() for i, record in self._records.items()}
 
 
 def _positions(spec: InstructionSpec) -> tuple[tuple[int, tuple[int, ...]], ...]:

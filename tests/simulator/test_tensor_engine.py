@@ -282,6 +282,49 @@ def test_a_tile_is_started_anew_in_every_iteration_of_a_dynamic_loop() -> None:
             assert_product(found[i], np.vstack([a, a]), np.vstack([part, part]))
 
 
+@pytest.mark.parametrize("loop", ["dynamic_range", "fori_loop", "while register", "while_loop"])
+def test_a_tile_from_outside_a_loop_means_the_same_in_eager_mode(loop: str) -> None:
+    """What a matmul in the body does is decided once, also where the body is run as often."""
+
+    def body(left: Any, right: Any, tile: Any, total: Any) -> None:
+        nisa.nc_matmul(dst=tile, stationary=left, moving=right)
+        nisa.nc_matmul(dst=tile, stationary=left, moving=right)
+        nisa.tensor_tensor(dst=total, data1=total, data2=tile, op=nl.add)
+
+    def kernel(a: Any, b: Any) -> Any:
+        left, right, total = spread(a, 2), spread(b, 2), nl.ndarray((16, 24), dtype=nl.float32)
+        nisa.memset(dst=total, value=0.0)
+        tile = psum(16, 24)
+        if loop == "dynamic_range":
+            for _ in nl.dynamic_range(3):
+                body(left, right, tile, total)
+        elif loop == "fori_loop":
+            nl.fori_loop(0, 3, lambda i: body(left, right, tile, total))
+        else:
+            counter = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
+            nisa.memset(dst=counter, value=3)
+
+            def step(register: Any) -> Any:
+                body(left, right, tile, total)
+                nisa.tensor_scalar(dst=counter, data=counter, op0=nl.add, operand0=-1)
+                nisa.register_load(dst=register, src=counter)
+                return register
+
+            register = nisa.register_alloc(3)
+            if loop == "while_loop":
+                nl.while_loop(register, step)
+            else:
+                while register:
+                    step(register)
+        out = nl.ndarray((16, 24), dtype=nl.float32, buffer=nl.shared_hbm)
+        nisa.dma_copy(dst=out, src=total)
+        return out
+
+    a, b = numbers((32, 16), dtypes.float32, 0), numbers((32, 24), dtypes.float32, 1)
+    for found in (run(kernel, a, b), nki.simulate(kernel, eager=True)(a, b)):
+        assert_product(found, np.vstack([a] * 6), np.vstack([b] * 6))
+
+
 def test_bf16_sums_on_gen4_are_rounded_at_each_write() -> None:
     def kernel(a: Any, b: Any) -> Any:
         tile = psum(a.shape[2], b.shape[2], dtype=nl.bfloat16)
