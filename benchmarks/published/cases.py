@@ -6,6 +6,7 @@ is public but not expressed yet, or cannot be in current `nki`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.published.rows import Case, Launch, Row, numbers, why_not
@@ -78,9 +79,9 @@ _CONV: dict[str, tuple[str, dict[str, bool]]] = {
     "036": ("streamed", {}),
     "037": ("psum_blocks", {}),
     "038": ("streamed", {"filters_outside": True}),
+    "039": ("streamed", {"filters_outside": True}),
 }
-"""autocomp 4_conv1d. Step 6 (039) is left out: its code has the same 131,072 Vector instructions
-as step 5, of which 461 µs would leave 3.5 ns each, so the compiler must have merged them."""
+"""autocomp 4_conv1d; the last step only renames the loop over outputs."""
 
 
 def _mamba(family: str, kernel: str, channels: int, time: int, **parameters: Any) -> Case:
@@ -133,7 +134,7 @@ def _nkibench(row: Row) -> Case | None:
 
 
 def _autotune(row: Row) -> Case:
-    kernels: dict[str, tuple[str, dict[str, int]]] = {
+    kernels: dict[str, tuple[str, dict[str, Any]]] = {
         "001": ("lhs_t_rhs", {}),
         "003": ("lhs_rhs", {}),
         "005": ("resident", {"versions": 2}),
@@ -198,3 +199,53 @@ def taken(rows: list[Row]) -> dict[str, Case]:
 def not_written(rows: list[Row]) -> list[str]:
     """Rows that the rules take but no kernel stands for."""
     return [row["id"] for row in rows if why_not(row) is None and case(row) is None]
+
+
+_SILU_VARIANTS: dict[str, dict[str, Any]] = {
+    "silu_v1": {},
+    "silu_v2_k2": {"slices": 2},
+    "silu_v2_k3": {"slices": 3},
+    "silu_v2_k4": {"slices": 4, "in_place": True},
+    "silu_v3_s2": {"parts": 2},
+    "silu_v3_s4": {"parts": 4},
+    "silu_v3_s7": {"parts": 7},
+    "silu_v3_s8": {"parts": 8},
+    "silu_v3_s7_nested": {"parts": 7},
+}
+_ROPE_WIDTHS = {"rope_v1": 2048, "rope_v1_w512": 512, "rope_v1_w1024": 1024, "rope_v1_w4096": 4096}
+
+
+def _kda_variant(row: Row) -> Launch | None:
+    name = row["kernel"].split()[-1]
+    if name in _SILU_VARIANTS:
+        parameters = tuple(_SILU_VARIANTS[name].items())
+        return Launch("kda:silu", ((128, 32, 7168),), parameters=parameters)
+    if name.startswith("adamw_v2_ch"):
+        parameters = (("columns", int(name.removeprefix("adamw_v2_ch"))),)
+        return Launch("kda:adamw", ((10944, 2048),) * 4, parameters=parameters)
+    if name in _ROPE_WIDTHS:
+        shapes = ((128, 262144), (64, 262144), (64, 262144))
+        return Launch("kda:rope", shapes, parameters=(("width", _ROPE_WIDTHS[name]),))
+    return None
+
+
+def ratios(rows: list[Row]) -> dict[str, tuple[Launch, str, Launch]]:
+    """Suspect rows of kda: row id -> (launch, baseline's row id, baseline's launch).
+
+    Only these variants of three kernels are written; of them only the ratio to the baseline,
+    which is NKIBench's own kernel, means anything.
+    """
+    kda = [row for row in rows if row["group"] == "kda"]
+    baselines = {}
+    for row in kda:
+        if row["kernel"].endswith("NKIBench baseline"):
+            found = _nkibench(row)
+            if found is not None:
+                launch = replace(found.launches[0], target="trn2")
+                baselines[row["kernel"].split()[0]] = (row["id"], launch)
+    made = {}
+    for row in kda:
+        variant = _kda_variant(row)
+        if variant is not None:
+            made[row["id"]] = (variant, *baselines[row["kernel"].split()[0]])
+    return made

@@ -11,6 +11,7 @@ from benchmarks.published import (
     chau_attention,
     chau_mlp,
     conv1d,
+    kda,
     mamba,
     matmul,
     nkibench,
@@ -187,3 +188,25 @@ def test_matmul_add_rmsnorm():
     x, w, z, g = random(256, 512), random(512, 1024), random(256, 1024), random(1, 1024)
     reference = normalised(x @ w + z, 1e-6) * g
     assert close(nkibench.matmul_add_rmsnorm(x, w, z, g), reference)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"slices": 2}, {"parts": 4}, {"slices": 2, "in_place": True}]
+)
+def test_fused_silu(parameters):
+    x = 8 * random(128, 3, 512)
+    assert close(kda.silu(x, **parameters), x / (1 + np.exp(-x)))
+
+
+def test_fused_adamw():
+    theta, gradient, first, second = (np.abs(random(256, 512)) for _ in range(4))
+    root = np.sqrt(999 * second + gradient**2)
+    reference = 0.99999 * theta - 0.001 * (9 * first + gradient) / root
+    result = kda.adamw(theta, gradient, first, second, columns=256)
+    assert close(np.asarray(result).reshape(256, 512), reference)
+
+
+def test_rope_by_halves():
+    x, cos, sin = random(128, 1024), random(64, 1024), random(64, 1024)
+    reference = np.concatenate([x[:64] * cos - x[64:] * sin, x[64:] * cos + x[:64] * sin])
+    assert close(kda.rope(x, cos, sin, width=512), reference)

@@ -96,3 +96,13 @@ def test_rows_play_on_the_generation_they_were_measured_on():
         device = next(r for r in TABLE if r["id"] == name)["device"]
         expected = "trn2" if device.startswith("trn2") else "trn1"
         assert {launch.target for launch in case.launches} == {expected}
+
+
+def test_kda_rows_are_ratios_to_their_own_baseline():
+    ratios = cases.ratios(TABLE)
+    assert len(ratios) >= 20
+    assert not set(ratios) & set(TAKEN)
+    kernels = {r["id"]: r["kernel"] for r in TABLE}
+    for name, (variant, baseline_row, baseline) in ratios.items():
+        assert kernels[baseline_row].split()[0] == kernels[name].split()[0]
+        assert variant.target == baseline.target == "trn2"
