@@ -17,7 +17,6 @@ from simulator.instructions.arithmetic import note_operators
 from simulator.instructions.limits import (
     all_of,
     elements,
-    elements_between,
     integer,
     is_integer,
     operators_given,
@@ -309,7 +308,6 @@ def _check_partition_reduce(program: Program, instruction: Instruction) -> None:
     extra_check=all_of(
         _check_partition_reduce,
         elements("dst", lambda instruction: instruction["data"].free_size),
-        elements_between("data", 1, 65_535),
         operators_given("op"),
     ),
     operators={"op": frozenset(OPERATORS[name] for name in _OVER_PARTITIONS)},

@@ -286,8 +286,11 @@ def _select_reduce(instruction: Instruction, slots: Slots) -> Run:
     )
 
 
-_SELECTABLE = frozenset(dtypes.DTYPES.values()) - {dtypes.tfloat32, dtypes.int32, dtypes.uint32}
-_SELECTABLE = frozenset(d for d in _SELECTABLE if not d.packed)
+_SELECTABLE = frozenset(
+    dtype
+    for dtype in dtypes.DTYPES.values()
+    if dtype not in (dtypes.tfloat32, dtypes.int32, dtypes.uint32) and not dtype.packed
+)
 _MAXIMUM = frozenset({maximum})
 
 

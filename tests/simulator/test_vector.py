@@ -1,4 +1,4 @@
-"""Vector instructions that scan, select and count, against NumPy written out element by element."""
+"""Vector instructions that scan, reduce and select, against NumPy written out."""
 
 from __future__ import annotations
 
@@ -26,14 +26,7 @@ from tile_bench import (
     small_integers,
 )
 
-from simulator.instructions import (
-    accumulators,
-    elementwise,
-    selection,
-    statistics,
-    top8,
-    vector,
-)
+from simulator.instructions import accumulators, elementwise, selection, vector
 
 commands = nisa.reduce_cmd
 F32 = np.float32
@@ -418,144 +411,6 @@ def test_range_select(
     same_bits(found[2], np.maximum(top, others.max(1, keepdims=True)))
 
 
-# --- statistics ---------------------------------------------------------------------------
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 128), st.integers(1, 60), floats, seeds)
-def test_bn_stats(rows: int, size: int, dtype: Any, seed: int) -> None:
-    x = numbers((rows, size), dtype, seed)
-
-    def body(x: Any, out: Any) -> None:
-        nisa.bn_stats(dst=out, data=x)
-
-    expected = np.zeros((rows, 6))
-    for half in range(2 if size > 1 else 1):
-        part = x[:, half::2].astype(np.float64)
-        count = part.shape[1]
-        expected[:, 3 * half] = count
-        expected[:, 3 * half + 1] = part.mean(1)
-        expected[:, 3 * half + 2] = part.var(1) * count
-    (found,) = run(body, [x], [((rows, 6), nl.float32)])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    st.integers(1, 128), st.lists(st.integers(1, 40), min_size=1, max_size=4), floats, seeds
-)  # fmt: skip
-def test_bn_aggr_merges_tiles(rows: int, sizes: list[int], dtype: Any, seed: int) -> None:
-    x = numbers((rows, sum(sizes)), dtype, seed) + NUMPY[dtype](3)
-
-    def body(x: Any, out: Any) -> None:
-        stats = sbuf(rows, 6 * len(sizes))
-        start = 0
-        for i, size in enumerate(sizes):
-            nisa.bn_stats(dst=stats[:, 6 * i : 6 * i + 6], data=x[:, start : start + size])
-            start += size
-        nisa.bn_aggr(dst=out, data=stats)
-
-    (found,) = run(body, [x], [((rows, 2), nl.float32)])
-    exact = x.astype(np.float64)
-    np.testing.assert_allclose(found[:, 0], exact.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(found[:, 1], exact.var(1), rtol=1e-4, atol=1e-5)
-
-
-# --- the 8 largest ------------------------------------------------------------------------
-
-eights = st.tuples(st.integers(1, 128), st.integers(8, 40))
-some = st.sampled_from([nl.float32, nl.bfloat16, nl.int32, nl.uint8])
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    eights | st.tuples(st.integers(1, 128), st.integers(500, 600)), some, seeds, st.integers(2, 250)
-)
-def test_max8(shape: tuple[int, int], dtype: Any, seed: int, below: int) -> None:
-    x = small_integers(shape, dtype, seed, below)
-
-    def body(x: Any, out: Any) -> None:
-        nisa.max8(dst=out, src=x)
-
-    expected = np.array([sorted(row, reverse=True)[:8] for row in x.tolist()])
-    (found,) = run(body, [x], [((shape[0], 8), dtype)])
-    np.testing.assert_array_equal(found, expected.astype(NUMPY[dtype]))
-
-
-@settings(max_examples=25, deadline=None)
-@given(eights, some, seeds, st.integers(2, 60), st.sampled_from([nl.uint16, nl.uint32]))
-def test_nc_find_index8(
-    shape: tuple[int, int], dtype: Any, seed: int, below: int, kind: Any
-) -> None:
-    x = small_integers(shape, dtype, seed, below)
-    values = small_integers((shape[0], 8), dtype, seed + 1, below + 2)
-
-    def body(x: Any, values: Any, out: Any) -> None:
-        nisa.nc_find_index8(dst=out, data=x, vals=values)
-
-    expected = np.full((shape[0], 8), np.iinfo(NUMPY[kind]).max, NUMPY[kind])
-    for row in range(shape[0]):
-        taken: set[int] = set()
-        for i in range(8):
-            for place in range(shape[1]):
-                if x[row, place] == values[row, i] and place not in taken:
-                    taken.add(place)
-                    expected[row, i] = place
-                    break
-    (found,) = run(body, [x, values], [((shape[0], 8), kind)])
-    np.testing.assert_array_equal(found, expected)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    eights, some, seeds, st.integers(2, 60), st.sampled_from([nl.uint16, nl.uint32]), st.booleans()
-)
-def test_nc_match_replace8(
-    shape: tuple[int, int], dtype: Any, seed: int, below: int, kind: Any, in_place: bool
-) -> None:
-    x = small_integers(shape, dtype, seed, below)
-    values = small_integers((shape[0], 8), dtype, seed + 1, below + 2)
-    imm = 1  # one of the numbers in x: a replaced element is not found again
-
-    def body(x: Any, values: Any, out: Any, index: Any) -> None:
-        if in_place:
-            nisa.nc_match_replace8(dst=x, data=x, vals=values, imm=imm, dst_idx=index)
-            nisa.tensor_copy(dst=out, src=x)
-        else:
-            nisa.nc_match_replace8(dst=out, data=x, vals=values, imm=imm)
-            nisa.nc_match_replace8(dst=out, data=x, vals=values, imm=imm, dst_idx=index)
-
-    expected = x.copy()
-    index = np.full((shape[0], 8), np.iinfo(NUMPY[kind]).max, NUMPY[kind])
-    for row in range(shape[0]):
-        taken: set[int] = set()
-        for i in reversed(range(8)):
-            for place in range(shape[1]):
-                if x[row, place] == values[row, i] and place not in taken:
-                    taken.add(place)
-                    index[row, i] = place
-                    expected[row, place] = imm
-                    break
-    found = run(body, [x, values], [(shape, dtype), ((shape[0], 8), kind)])
-    np.testing.assert_array_equal(found[0], expected)
-    np.testing.assert_array_equal(found[1], index)
-
-
-def test_the_documented_order_of_equal_values() -> None:
-    x = np.array([[1, 2, 3, 4, 8, 8, 8, 8, 8, 8, 8]], F32)
-    values = np.array([[3, 8, 8, 8, 8, 8, 8, 8]], F32)
-
-    def body(x: Any, values: Any, replaced: Any, matched: Any, found: Any) -> None:
-        nisa.nc_match_replace8(dst=replaced, data=x, vals=values, imm=-1.0, dst_idx=matched)
-        nisa.nc_find_index8(dst=found, data=x, vals=values)
-
-    eight = ((1, 8), nl.uint32)
-    replaced, matched, found = run(body, [x, values], [((1, 11), nl.float32), eight, eight])
-    assert replaced.tolist() == [[1, 2, -1, 4] + 7 * [-1]]
-    assert matched.tolist() == [[2, 10, 9, 8, 7, 6, 5, 4]]
-    assert found.tolist() == [[2, 4, 5, 6, 7, 8, 9, 10]]
-
-
 COVERED = {
     "tensor_tensor_scan": test_tensor_tensor_scan,
     "tensor_scalar_cumulative": test_tensor_scalar_cumulative,
@@ -565,11 +420,6 @@ COVERED = {
     "nc_stream_shuffle": test_nc_stream_shuffle,
     "select_reduce": test_select_reduce,
     "range_select": test_range_select,
-    "bn_stats": test_bn_stats,
-    "bn_aggr": test_bn_aggr_merges_tiles,
-    "max8": test_max8,
-    "nc_find_index8": test_nc_find_index8,
-    "nc_match_replace8": test_nc_match_replace8,
 }
 
 
@@ -591,13 +441,8 @@ def not_accumulated(instruction: Any, slots: Any, operator: Any, count: int) -> 
 
 
 RIGHT_ACCUMULATE = accumulators.accumulate
-RIGHT_FIND = top8.find
 RIGHT_MASK = selection.mask_of
 RIGHT_ROWS = selection._shuffled_rows
-
-
-def whole_moments(x: Array) -> tuple[Any, Any, Any]:
-    return x.shape[1], x.mean(1), x.var(1)
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, Any, dict[str, Any]]] = {
@@ -637,24 +482,6 @@ MUTANTS: dict[str, tuple[Any, str, Any, Any, dict[str, Any]]] = {
         np, "logical_and", lambda x, y, out=None: x, test_range_select,
         {**ONE, "to": nl.float32, "comp0": "greater_equal", "comp1": "less", "start": 0,
          "explicit": False},
-    ),
-    "variance for variance * count": (
-        statistics, "_moments", whole_moments, test_bn_stats,
-        {"rows": 3, "size": 9, "dtype": nl.float32, "seed": 1},
-    ),
-    "duplicates take the same place": (
-        top8, "find", lambda x, values, from_last: np.array(
-            [[list(r).index(v) if v in r else -1 for v in vs]
-             for r, vs in zip(x, values, strict=True)]),
-        test_nc_find_index8, {**ONE, "below": 4, "kind": nl.uint32},
-    ),
-    "duplicates from the first": (
-        top8, "find", lambda x, values, from_last: RIGHT_FIND(x, values, False),
-        test_nc_match_replace8, {**ONE, "below": 4, "kind": nl.uint32, "in_place": False},
-    ),
-    "ascending": (
-        top8, "largest", lambda x, memory: np.sort(x, axis=1)[:, -8:], test_max8,
-        {**ONE, "below": 30},
     ),
 }  # fmt: skip
 

@@ -321,81 +321,6 @@ def low_bound(x: Any) -> Any:
     return stored(tile)
 
 
-# --- statistics, the 8 largest ------------------------------------------------------------
-
-
-def wide_statistics(x: Any) -> Any:
-    stats = sbuf(64, 6)
-    nisa.bn_stats(dst=stats, data=filled(64, 513))
-    return stored(stats)
-
-
-def five_statistics(x: Any) -> Any:
-    stats = sbuf(64, 5)
-    nisa.bn_stats(dst=stats, data=loaded(x))
-    return stored(stats)
-
-
-def no_triples(x: Any) -> Any:
-    moments = sbuf(64, 2)
-    nisa.bn_aggr(dst=moments, data=loaded(x))
-    return stored(moments)
-
-
-def seven_elements(x: Any) -> Any:
-    eight = sbuf(64, 8)
-    nisa.max8(dst=eight, src=loaded(x)[:, 0:7])
-    return stored(eight)
-
-
-def too_many_elements(x: Any) -> Any:
-    eight = sbuf(64, 8)
-    nisa.max8(dst=eight, src=filled(64, 16_385))
-    return stored(eight)
-
-
-def seven_largest(x: Any) -> Any:
-    seven = sbuf(64, 7)
-    nisa.max8(dst=seven, src=loaded(x))
-    return stored(seven)
-
-
-def half_the_rows(x: Any) -> Any:
-    eight = sbuf(32, 8)
-    nisa.max8(dst=eight, src=loaded(x))
-    return stored(eight)
-
-
-def three_free_dimensions(x: Any) -> Any:
-    eight, tile = sbuf(64, 8), filled(64, 3, 3, 3)
-    nisa.max8(dst=eight, src=tile[:, 0:2, 0:2, 0:2])
-    return stored(eight)
-
-
-def signed_index(x: Any) -> Any:
-    tile, index = loaded(x), sbuf(64, 8, dtype=nl.int32)
-    nisa.nc_find_index8(dst=index, data=tile, vals=tile[:, 0:8])
-    return stored(index)
-
-
-def nine_values(x: Any) -> Any:
-    tile, index = loaded(x), sbuf(64, 8, dtype=nl.uint32)
-    nisa.nc_find_index8(dst=index, data=tile, vals=tile[:, 0:9])
-    return stored(index)
-
-
-def replaced_by_a_tile(x: Any) -> Any:
-    tile = loaded(x)
-    nisa.nc_match_replace8(dst=tile, data=tile, vals=tile[:, 0:8], imm=tile)
-    return stored(tile)
-
-
-def replaced_elsewhere(x: Any) -> Any:
-    tile = loaded(x)
-    nisa.nc_match_replace8(dst=tile[:, 0:16], data=tile, vals=tile[:, 0:8], imm=0.0)
-    return stored(tile)
-
-
 BITS = "uint16, uint32, uint8"
 SMALL = "int16, int8, uint16, uint8"
 FLOATS = "bfloat16, float16, float32, float8_e4m3, float8_e4m3fn, float8_e5m2, tfloat32"
@@ -444,18 +369,6 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     range_by_inequality: ("operator", "", "nl.not_equal"),
     range_of_integers: ("dtype", FLOATS, "int16"),
     low_bound: ("dtype", "float32", "int32"),
-    wide_statistics: ("free-size", "1 to 512", "513"),
-    five_statistics: ("shape", "6", "5"),
-    no_triples: ("free-size", "a multiple of 3", "32"),
-    seven_elements: ("free-size", "8 to 16384", "7"),
-    too_many_elements: ("free-size", "8 to 16384", "16385"),
-    seven_largest: ("shape", "8", "7"),
-    half_the_rows: ("partition-mismatch", "64", "32"),
-    three_free_dimensions: ("free-dimensions", "2", "3"),
-    signed_index: ("dtype", "uint16, uint32", "int32"),
-    nine_values: ("shape", "8", "9"),
-    replaced_by_a_tile: ("immediate", "a number", ""),
-    replaced_elsewhere: ("no-broadcast", "16", "32"),
 }  # fmt: skip
 FIRES = {"indirect"}
 
