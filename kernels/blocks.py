@@ -75,23 +75,20 @@ def multiply(dst, stationary, moving):
         )
 
 
-def transpose_interleaved(rows, engine="both"):
-    """Turn an SBUF tile [R, K] of rows into the interleaved operand [partitions, tiles, R].
+def transpose_into(dst, rows, engine="both"):
+    """Turn an SBUF tile [R, K] of rows into an interleaved operand.
 
     Steps are transposed by the Tensor engine and evicted several at a time, as many as fit a
     PSUM bank.
 
     Args:
+        dst: SBUF [partitions, tiles, R] of rows' dtype; element [p, j, r] becomes
+            rows[r, p * tiles + j].
         rows: SBUF tile [R, K], R <= 128.
         engine: who evicts PSUM, see `evict`.
-
-    Returns:
-        SBUF tile [partitions, tiles, R] of rows' dtype; element [p, j, r] is
-        rows[r, p * tiles + j].
     """
     count, size = rows.shape
     partitions, tiles = contraction_split(size)
-    result = nl.ndarray((partitions, tiles, count), dtype=rows.dtype, buffer=nl.sbuf)
     width = 4 if rows.dtype == nl.float32 else 2
     group = max(1, nl.tile_size.psum_fmax * 4 // (width * count))
     for first in range(0, tiles, group):
@@ -99,7 +96,14 @@ def transpose_interleaved(rows, engine="both"):
         turned = nl.ndarray((partitions, some, count), dtype=rows.dtype, buffer=nl.psum)
         for j in range(some):
             nisa.nc_transpose(dst=turned[:, j, :], data=rows[:, first + j : size : tiles])
-        evict(result[:, first : first + some, :], turned, engine, first // group)
+        evict(dst[:, first : first + some, :], turned, engine, first // group)
+
+
+def transpose_interleaved(rows, engine="both"):
+    """`transpose_into` a new SBUF tile [partitions, tiles, R], which is returned."""
+    partitions, tiles = contraction_split(rows.shape[1])
+    result = nl.ndarray((partitions, tiles, rows.shape[0]), dtype=rows.dtype, buffer=nl.sbuf)
+    transpose_into(result, rows, engine)
     return result
 
 
