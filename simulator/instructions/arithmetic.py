@@ -106,7 +106,7 @@ def check_generation(
 def check_dtypes(program: Program, instruction: Instruction, kind: str, *names: str) -> None:
     """Bitvec operators take integers; arithmetic takes anything but packed dtypes."""
     for name in names:
-        tile = instruction[name]
+        tile = instruction.get(name)
         if not isinstance(tile, NkiTensor):
             continue
         if kind == "bitvec" and not is_integer(tile):
