@@ -145,6 +145,8 @@ def _uses(program: Program) -> list[_Uses]:
             use.written_elements += tensor.size
             use.copies_only = use.copies_only and name == "dma_copy"
             use.plain = use.plain and not depth and _plain(tensor)
+    for index in program.uncertain:
+        uses[index].plain = False
     return uses
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from simulator.arguments import Call
 from simulator.context import CURRENT
-from simulator.errors import NkiLaxWarning, NkiValidationError, refuse
+from simulator.errors import NkiLaxWarning, NkiValidationError, Violation, refuse
 from simulator.execute import Plan, precise
 from simulator.program import Program
-from simulator.specialise import run_eagerly, specialise
+from simulator.specialise import definition, run_eagerly, specialise
 from simulator.targets import Target, current_target
 
 
@@ -22,15 +22,29 @@ class Kernel:
     """An NKI kernel. Calling it specialises it for the arguments, once, and replays it."""
 
     def __init__(
-        self, function: Callable[..., Any], lnc: int = 1, grid: bool = False, eager: bool = False
+        self,
+        function: Callable[..., Any],
+        lnc: int = 1,
+        grid: bool = False,
+        eager: bool = False,
+        platform: str | None = None,
     ) -> None:
-        """A kernel to launch on `lnc` cores; `grid` if the launch named the number."""
+        """A kernel to launch.
+
+        Args:
+            function: the kernel's Python function.
+            lnc: cores of the launch.
+            grid: the launch named the number of cores.
+            eager: execute while tracing.
+            platform: what `nki.jit(platform_target=)` asked for.
+        """
         functools.update_wrapper(self, function)
         self.function = function
         self.signature = inspect.signature(function)
         self.lnc = lnc
         self.grid = grid
         self.eager = eager
+        self.platform = platform
         self._plans: dict[Any, Plan] = {}
         self._launches: dict[int, Kernel] = {}
 
@@ -46,7 +60,7 @@ class Kernel:
                 value=repr(lnc),
             )
         if cores not in self._launches:
-            self._launches[cores] = Kernel(self.function, cores, True, self.eager)
+            self._launches[cores] = Kernel(self.function, cores, True, self.eager, self.platform)
         return self._launches[cores]
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -62,7 +76,9 @@ class Kernel:
             return self.function(*args, **kwargs)
         call = Call(self.bind(args, kwargs))
         if self.eager:
-            program, results = run_eagerly(self.function, call.specs, call.arrays, current_target())
+            program, results = run_eagerly(
+                self.function, call.specs, call.arrays, current_target(self.platform)
+            )
             return call.finish(program, results)
         plan = self.plan(call.specs)
         for violation in plan.program.lax:
@@ -97,16 +113,30 @@ class Kernel:
 
     def plan(self, arguments: dict[str, Any], target: Target | None = None) -> Plan:
         """The plan for arguments as `Call.specs` gives them; made once."""
-        target = target or current_target()
+        target = target or current_target(self.platform)
         key = (target.name, precise(), *((n, _key(v)) for n, v in arguments.items()))
         try:
             plan = self._plans.get(key)
         except TypeError:  # unhashable: not cached
-            return Plan(specialise(self.function, arguments, target, self.lnc, self.grid))
+            return self._make_plan(arguments, target)
         if plan is None:
-            program = specialise(self.function, arguments, target, self.lnc, self.grid)
-            plan = self._plans[key] = Plan(program)
+            plan = self._plans[key] = self._make_plan(arguments, target)
         return plan
+
+    def _make_plan(self, arguments: dict[str, Any], target: Target) -> Plan:
+        program = specialise(self.function, arguments, target, self.lnc, self.grid)
+        if self.platform is not None:
+            program.lax.append(
+                Violation(
+                    "platform-target",
+                    "nki.jit has no platform_target since NKI 0.3",
+                    "Set NEURON_PLATFORM_TARGET_OVERRIDE=trn2 or trn3 instead",
+                    *definition(self.function),
+                    limit="no such option",
+                    value=self.platform,
+                )
+            )
+        return Plan(program)
 
 
 def _key(value: Any) -> Any:
@@ -128,20 +158,21 @@ def _key(value: Any) -> Any:
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorate a kernel's entry function.
 
-    Options of the SDK that only concern its compiler are accepted and have no effect.
-
-    Raises:
-        TypeError: `platform_target=`, which the SDK refuses since 0.3.
+    Args:
+        function: the kernel.
+        options: those of the SDK. `grid` is a launch; `platform_target`, which the SDK refuses
+            since 0.3, is the target of calls if the environment names none, and refused by
+            checks; all others concern the SDK's compiler and have no effect.
     """
-    if "platform_target" in options:
-        raise TypeError(
-            "nki.jit has no platform_target; set NEURON_PLATFORM_TARGET_OVERRIDE=trn2 or trn3"
-        )
     if function is None:
-        return jit
+        return functools.partial(jit, **options)
     if not callable(function):
         raise TypeError(f"nki.jit decorates a function, not a {type(function).__name__}")
-    return function if isinstance(function, Kernel) else Kernel(function)
+    if isinstance(function, Kernel):
+        return function
+    platform = options.get("platform_target")
+    kernel = Kernel(function, platform=None if platform is None else str(platform))
+    return kernel[tuple(options["grid"])] if options.get("grid") else kernel
 
 
 def simulate(kernel: Kernel | Callable[..., Any], eager: bool = False) -> Kernel:
@@ -159,4 +190,6 @@ def simulate(kernel: Kernel | Callable[..., Any], eager: bool = False) -> Kernel
         raise TypeError(f"nki.simulate takes a kernel, not a {type(kernel).__name__}")
     if not isinstance(kernel, Kernel):
         return Kernel(kernel, eager=eager)
-    return Kernel(kernel.function, kernel.lnc, kernel.grid, eager) if eager else kernel
+    if not eager:
+        return kernel
+    return Kernel(kernel.function, kernel.lnc, kernel.grid, eager, kernel.platform)

@@ -176,13 +176,13 @@ def _trace(program: Program, function: Callable[..., Any], values: dict[str, Any
                 "loop-break",
                 "break not allowed within dynamic loop",
                 "Let the `while register:` run to its end; clear the register to stop it",
-                *_definition(function),
+                *definition(function),
             )
         )
     _take_results(program, function, returned)
 
 
-def _definition(function: Callable[..., Any]) -> tuple[str, int]:
+def definition(function: Callable[..., Any]) -> tuple[str, int]:
     """File and line of a kernel."""
     try:
         file = inspect.getsourcefile(function) or ""
@@ -218,7 +218,7 @@ def _flat(returned: Any) -> list[Any]:
 def _take_results(program: Program, function: Callable[..., Any], returned: Any) -> None:
     program.returns_tuple = isinstance(returned, tuple | list | dict)
     results = _flat(returned)
-    file, line = _definition(function)
+    file, line = definition(function)
     for result in results:
         if not isinstance(result, NkiTensor):
             program.violations.append(

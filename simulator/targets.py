@@ -28,18 +28,21 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
+    # 192 KiB less the same reserve (nki_facts.md §3.1). NKI 0.3 and later do not compile for it;
+    # it is here so that kernels which ask for it run.
+    "trn1": Target("trn1", 2, 192 * 1024 - 16384 - 8),
     # 224 KiB less 16 KiB and 8 B: the limit nki-library hard-codes (nki_facts.md §3.1).
     "trn2": Target("trn2", 3, 224 * 1024 - 16384 - 8),
     # Unpublished; 256 KiB less the same reserve (nki_facts.md §3.1, A2).
     "trn3": Target("trn3", 4, 256 * 1024 - 16384 - 8),
 }
 
-_ALIASES = {"trn2": "trn2", "gen3": "trn2", "trn3": "trn3", "gen4": "trn3"}
+_ALIASES = {"trn1": "trn1", "inf2": "trn1", "gen2": "trn1", "trn2": "trn2", "gen3": "trn2", "trn3": "trn3", "gen4": "trn3"}
 VARIABLE = "NEURON_PLATFORM_TARGET_OVERRIDE"
 
 
-def current_target() -> Target:
-    """The target named by NEURON_PLATFORM_TARGET_OVERRIDE, trn2 if unset.
+def current_target(default: str | None = None) -> Target:
+    """The target named by NEURON_PLATFORM_TARGET_OVERRIDE, else `default`, else trn2.
 
     AWS's simulator defaults to trn3, where gen4-only features pass that trn2 lacks
     (nki_facts.md §8 trap 9); ours defaults to the stricter one.
@@ -47,7 +50,7 @@ def current_target() -> Target:
     Raises:
         ValueError: the variable names no target we know.
     """
-    name = os.environ.get(VARIABLE, "") or "trn2"
+    name = os.environ.get(VARIABLE, "") or default or "trn2"
     if name not in _ALIASES:
         raise ValueError(f"{VARIABLE} is {name!r}; known targets: {', '.join(_ALIASES)}")
     return TARGETS[_ALIASES[name]]

@@ -202,11 +202,14 @@ class NkiTensor:
         )
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise refuse(
-            "tensor-assignment",
-            "Updating a tile with lvalue assignment is not allowed",
-            "Write with an instruction: nisa.tensor_copy(dst=…, src=…)",
-        )
+        """`tile[…] = value`, which only AWS's simulator takes: a copy, or a memset of a number.
+
+        Raises:
+            NkiValidationError: the value is neither a tensor nor a number.
+        """
+        from simulator.instructions.movement import assign
+
+        assign(self[key], value)
 
     def __iter__(self) -> Any:
         raise refuse(

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.context import current_program
 from simulator.enums import dge_mode, engine, oob_mode
+from simulator.errors import refuse
 from simulator.instructions.rows import gather, scatter
 from simulator.instructions.table import (
     HBM,
@@ -196,3 +198,17 @@ def memset(
 ) -> tuple[Any, ...]:
     """Fill dst with a compile-time number."""
     return dst, value, engine, name
+
+
+def assign(dst: NkiTensor, value: Any) -> None:
+    """`tensor[key] = value`, which the compilers refuse: by the instruction it stands for."""
+    message = "Updating a tile with lvalue assignment is not allowed"
+    mend = "Write with an instruction: nisa.tensor_copy(dst=…, src=…)"
+    if isinstance(value, NkiTensor):
+        copy = tensor_copy if dst.buffer.on_chip and value.buffer.on_chip else dma_copy
+        emitted = copy(dst=dst, src=value)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and dst.buffer.on_chip:
+        emitted = memset(dst=dst, value=float(value) if dst.dtype.is_float else value)
+    else:
+        raise refuse("tensor-assignment", message, mend)
+    current_program().tolerate(emitted, "tensor-assignment", message, mend)

@@ -115,7 +115,7 @@ class InstructionSpec:
     macs: Callable[[Instruction], int] | None = None
     accumulates: str | None = None
     """The engine whose accumulator registers it uses."""
-    generation: int = 3
+    generation: int = 2
     """The first NeuronCore generation that has it."""
     since: str = "0.3"
     """The first `nki` version that has it."""
@@ -319,8 +319,39 @@ def instruction(
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Instruction:
+            if "dtype" in kwargs and "dtype" not in spec.index:
+                return _with_dtype(spec, function, args, kwargs)
             return current_program().emit(spec, function(*args, **kwargs))
 
         return call
 
     return decorate
+
+
+def _with_dtype(
+    spec: InstructionSpec,
+    function: Callable[..., tuple[Any, ...]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Instruction:
+    """`dtype=`, which instructions had until NKI 0.2: dst's dtype and nothing else.
+
+    Raises:
+        TypeError: it is not dst's dtype.
+    """
+    program = current_program()
+    dtype = kwargs.pop("dtype")
+    emitted = program.emit(spec, function(*args, **kwargs))
+    dst = emitted.get("dst")
+    if dtype is not None and (not isinstance(dst, NkiTensor) or dst.dtype != dtype):
+        raise TypeError(f"{spec.name}() got an unexpected keyword argument 'dtype'")
+    program.tolerate(
+        emitted,
+        "legacy-dtype",
+        f"{spec.name} has no dtype= since NKI 0.2",
+        "Leave it out: dst decides",
+        operand="dtype",
+        limit="no such argument",
+        value=str(dtype),
+    )
+    return emitted

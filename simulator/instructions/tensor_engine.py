@@ -96,7 +96,7 @@ def _resolve_transpose(program: Program, instruction: Instruction, dst: NkiTenso
 
 def _refuse_accumulate(program: Program, instruction: Instruction, states: int) -> None:
     other = states & (1 << OTHER | 1 << REPLACED)
-    program.report(
+    program.tolerate(
         instruction,
         "psum-accumulate",
         "adds to PSUM locations that no matmul has started: what another engine wrote there "
