@@ -208,6 +208,7 @@ def while_statement(program: Program, register: VirtualRegister) -> bool:
     if register.open_loop is None or register.open_loop[1] != where:
         if register.open_loop is not None:  # that one was left by break or return
             _left(program, register.open_loop[1])
+            program.close_loop(register.open_loop[0])
         feature("while register", until="0.6")
         register.open_loop = (_enter(program), where)
         if program.eager is None:

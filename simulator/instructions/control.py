@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.context import current_program
+from simulator.dtypes import DTYPES
 from simulator.errors import refuse
 from simulator.instructions.table import HBM, SBUF, Arrays, Operand, Run, Slots, instruction
 from simulator.registers import VirtualRegister
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register_alloc", "register_load", "register_move", "register_store"]
 
+INTEGERS = frozenset(d for d in DTYPES.values() if not d.is_float and not d.packed)
 LOOPS = {"loop": "end_loop", "while_begin": "end_while"}
 """Control instructions that open a block, and those that close it."""
 
@@ -71,6 +73,16 @@ def _check_register(program: Program, instruction: Instruction) -> None:
                 value=repr(value),
             )
         tensor_side = instruction.spec.operands.get(name) is not None
+        if tensor_side and isinstance(value, NkiTensor) and value.dtype not in INTEGERS:
+            program.report(
+                instruction,
+                "dtype",
+                f"{instruction.spec.name} of a {value.dtype}: registers hold integers",
+                "Convert it first with nisa.tensor_copy into an integer tile",
+                operand=name,
+                limit=", ".join(sorted(INTEGERS)),
+                value=str(value.dtype),
+            )
         good = (
             isinstance(value, NkiTensor) and value.size == 1
             if tensor_side
