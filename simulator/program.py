@@ -329,9 +329,9 @@ class Program:
         self.warnings.append(_at(instruction, rule, message, mend, details))
 
     def raise_violations(self) -> None:
-        """Raise everything noted so far, if anything."""
+        """Raise everything noted so far, if anything that a call cannot run with."""
         if self.violations:
-            raise NkiValidationError(list(dict.fromkeys(self.violations)))
+            raise NkiValidationError(list(dict.fromkeys(self.violations + self.lax)))
 
     # --- reading ----------------------------------------------------------------------
 

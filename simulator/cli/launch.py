@@ -25,7 +25,7 @@ from simulator.cli.values import (
 from simulator.context import VERSIONS
 from simulator.kernel import Kernel
 from simulator.program import Program
-from simulator.targets import TARGETS, Target, current_target
+from simulator.targets import CHECKED, TARGETS, Target, current_target
 
 EXIT_CODES = """exit codes:
   0  good
@@ -113,10 +113,10 @@ def add_launch(parser: argparse.ArgumentParser, many_targets: bool = False) -> N
     target = "NEURON_PLATFORM_TARGET_OVERRIDE, or trn2"
     if many_targets:
         parser.add_argument(
-            "--target", action="append", choices=sorted(TARGETS), help=f"may be repeated ({target})"
+            "--target", action="append", choices=CHECKED, help=f"may be repeated ({target})"
         )
     else:
-        parser.add_argument("--target", choices=sorted(TARGETS), help=f"default: {target}")
+        parser.add_argument("--target", choices=CHECKED, help=f"default: {target}")
     parser.add_argument(
         "--lnc", type=int, choices=(1, 2), help="physical cores of the launch: kernel[LNC](…)"
     )
@@ -133,9 +133,15 @@ def targets(names: list[str] | str | None) -> list[Target]:
         wanted = [names] if isinstance(names, str) else names
         return [TARGETS[name] for name in dict.fromkeys(wanted)]
     try:
-        return [current_target()]
+        target = current_target()
     except ValueError as error:
         raise BadInput(str(error), "Set it to trn2 or trn3, or give --target") from None
+    if target.name not in CHECKED:
+        raise BadInput(
+            f"NKI 0.3 and later do not compile for {target.name}",
+            "Set NEURON_PLATFORM_TARGET_OVERRIDE to trn2 or trn3, or give --target",
+        )
+    return [target]
 
 
 def read_launch(args: argparse.Namespace, output: Output) -> Launch:

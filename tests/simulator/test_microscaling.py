@@ -23,7 +23,7 @@ from rule_bench import X, sbuf, stored, violations
 from test_numerics import FORMATS
 
 from simulator import dtypes
-from simulator.errors import NkiValidationError
+from simulator.errors import NkiLaxWarning
 from simulator.instructions import microscaling
 from simulator.targets import TARGETS
 
@@ -470,8 +470,8 @@ def test_the_scale_of_the_ocp_sample_algorithm_is_noticed(monkeypatch: pytest.Mo
 def test_contiguous_scale_rows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(microscaling, "scale_rows", lambda count: list(range(count // 8)))
     fails(test_quantize_mx, *QUANTISE)
-    with pytest.raises(NkiValidationError, match="uninitialised-read"):
-        test_nc_matmul_mx.hypothesis.inner_test(*PRODUCT)
+    with pytest.warns(NkiLaxWarning, match="uninitialised-read"):
+        fails(test_nc_matmul_mx, *PRODUCT)
 
 
 def test_containers_read_from_the_other_end_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
