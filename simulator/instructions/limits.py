@@ -24,7 +24,8 @@ def all_of(*checks: Check, indirect: Collection[str] = ()) -> Check:
     def check(program: Program, instruction: Instruction) -> None:
         for name in instruction.spec.operands:
             value = instruction[name]
-            if name not in indirect and isinstance(value, NkiTensor) and value.is_indirect():
+            dynamic = value.dynamic if isinstance(value, NkiTensor) else None
+            if name not in indirect and dynamic is not None and dynamic.elements is not None:
                 program.report(
                     instruction,
                     "indirect",

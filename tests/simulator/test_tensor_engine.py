@@ -392,6 +392,23 @@ def test_nc_transpose(
     assert engine == ("vector" if small else "tensor")
 
 
+def test_operands_may_move_with_a_dynamic_loop() -> None:
+    def kernel(x: Any) -> Any:
+        left = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=left, src=x)
+        out = nl.ndarray((3, 40, 100), dtype=x.dtype, buffer=nl.shared_hbm)
+        for i in nl.dynamic_range(3):
+            tile = psum(40, 100, dtype=x.dtype)
+            nisa.nc_transpose(dst=tile, data=left[:, i, :])
+            rows = nl.ndarray((40, 100), dtype=x.dtype, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=rows, src=tile)
+            nisa.dma_copy(dst=out[i], src=rows)
+        return out
+
+    x = awkward((100, 3, 40), dtypes.bfloat16, 0)
+    np.testing.assert_array_equal(bits(run(kernel, x)), bits(x).transpose(1, 2, 0))
+
+
 def fp8_transpose(x: Any) -> Any:
     rows, columns = x.shape
     tile = psum(columns, 2 * rows, dtype=x.dtype)
