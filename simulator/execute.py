@@ -22,13 +22,14 @@ from simulator.errors import NkiValidationError, Violation
 from simulator.forward import Forwarding, forward
 from simulator.instructions.control import LOOPS, wrap32
 from simulator.instructions.table import Array, Run
-from simulator.lnc import end_of
+from simulator.lnc import end_of, meets
 from simulator.numerics import physical
 from simulator.program import Instruction, Program
 from simulator.registers import VirtualRegister
 from simulator.schedule import accumulator_chains, schedule, workers
 from simulator.targets import PARTITIONS
 from simulator.tensor import NkiTensor, ScalarOffset, Storage
+from simulator.turns import Turns
 
 BUFFER = 512
 """Elements that NumPy takes at a time where operands are broadcast or cast. With its 8192, a
@@ -157,6 +158,14 @@ class Machine:
     def bytes_of(self, storage: Storage) -> int:
         """Bytes a storage takes in the simulator's memory."""
         return storage.size * physical(storage.dtype, self.precise).itemsize
+
+    def _write_back(self, arguments: Mapping[str, Array]) -> None:
+        """With NKI_PRECISE_FP=0: what was written to converted copies of arguments."""
+        for name, tensor in self.program.arguments.items():
+            array = arguments[name]
+            held = self.memory[tensor.storage.index]
+            if not np.shares_memory(held, array):
+                array[...] = held.view(np.float32).reshape(array.shape).astype(array.dtype)
 
     # --- dynamic addresses --------------------------------------------------------------
 
@@ -327,6 +336,7 @@ class Eager(Machine):
     def __init__(self, program: Program, arguments: Mapping[str, Array]) -> None:
         super().__init__(program)
         self._arguments = arguments
+        self.turns = Turns(program) if program.lnc == 2 else None
 
     def bind_arguments(self) -> None:
         """Give the arguments, which are allocated by now, their data."""
@@ -341,9 +351,21 @@ class Eager(Machine):
             self.memory[storage.index] = _fill(storage, self)
 
     def execute(self, instruction: Instruction) -> None:
-        """Carry out one instruction now."""
+        """Carry out one instruction now; where the cores meet, once both are there."""
+        if self.turns is not None and meets(instruction):
+            self.turns.meet(instruction, self._execute)
+        else:
+            self._execute(instruction)
+
+    def _execute(self, instruction: Instruction) -> None:
         with np.errstate(all="ignore"):
             self.lower(instruction)(self.views)
+
+    def results(self) -> list[Array]:
+        """The results when the kernel has ended, one array each; arguments are up to date."""
+        if not self.precise:
+            self._write_back(self._arguments)
+        return [self.views[self(result)] for result in self.program.results]
 
     def values(self, tensor: NkiTensor) -> Array:
         """A copy of a tensor's present values."""
@@ -551,14 +573,6 @@ class Plan(Machine):
             ):
                 index = tensor.storage.index
                 self.memory[index] = self.memory[index].copy()
-
-    def _write_back(self, arguments: Mapping[str, Array]) -> None:
-        """With NKI_PRECISE_FP=0: what was written to converted copies of arguments."""
-        for name, tensor in self.program.arguments.items():
-            array = arguments[name]
-            held = self.memory[tensor.storage.index]
-            if not np.shares_memory(held, array):
-                array[...] = held.view(np.float32).reshape(array.shape).astype(array.dtype)
 
     def _allocate(self) -> None:
         addresses, size = pack(self.program, self.bytes_of, self._forwarding, self._schedule)

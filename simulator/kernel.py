@@ -76,14 +76,16 @@ class Kernel:
             return self.function(*args, **kwargs)
         call = Call(self.bind(args, kwargs))
         if self.eager:
+            target = current_target(self.platform)
             program, results = run_eagerly(
-                self.function, call.specs, call.arrays, current_target(self.platform)
+                self.function, call.specs, call.arrays, target, self.lnc, self.grid
             )
-            return call.finish(program, results)
-        plan = self.plan(call.specs)
-        for violation in plan.program.lax:
+        else:
+            plan = self.plan(call.specs)
+            program, results = plan.program, plan.run(call.arrays)
+        for violation in program.lax:
             warnings.warn(str(violation), NkiLaxWarning, stacklevel=2)
-        return call.finish(plan.program, plan.run(call.arrays))
+        return call.finish(program, results)
 
     def specialise(self, *args: Any, target: Target | None = None, **kwargs: Any) -> Program:
         """The Program for arguments given as TensorSpec, arrays, tensors or plain values.
@@ -180,8 +182,8 @@ def simulate(kernel: Kernel | Callable[..., Any], eager: bool = False) -> Kernel
 
     Args:
         kernel: decorated or not.
-        eager: execute each instruction as it is traced, on one core, so that `breakpoint()`,
-            `print(tensor)` and `nl.device_print` show values. Ours; the SDK has no such option.
+        eager: execute each instruction as it is traced, so that `breakpoint()`,
+            `print(tensor)` and `nl.device_print` show values; two cores take turns. Ours; the SDK has no such option.
 
     Raises:
         TypeError: it cannot be called.

@@ -42,10 +42,9 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
         one, other = heads
         if one is None and other is None:
             return merged
-        if one is None or other is None or one.spec.name != other.spec.name:
-            raise _alone(one, other)
-        _check_meeting(one, other)
-        one.peer, other.peer = other, one
+        if one is None or other is None:
+            raise alone(one, other)
+        pair(one, other)
         if one.spec.name in LOOPS:
             ends = [end_of(streams[core], positions[core]) for core in (0, 1)]
             bodies = [streams[c][positions[c] + 1 : ends[c]] for c in (0, 1)]
@@ -58,7 +57,19 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
             positions = [positions[0] + 1, positions[1] + 1]
 
 
-def _meets(instruction: Instruction) -> bool:
+def pair(one: Instruction, other: Instruction) -> None:
+    """Make the instructions of core 0 and core 1 each other's peers.
+
+    Raises:
+        NkiValidationError: they are no partners.
+    """
+    if one.spec.name != other.spec.name:
+        raise alone(one, other)
+    _check_meeting(one, other)
+    one.peer, other.peer = other, one
+
+
+def meets(instruction: Instruction) -> bool:
     """Whether both cores must come to an instruction together.
 
     A collective on HBM is one of the logical core; on SBUF each core has its own.
@@ -73,11 +84,11 @@ def _advance(stream: list[Instruction], position: int, merged: list[Instruction]
     """Take instructions up to the next meeting, or loop that holds one."""
     while position < len(stream):
         name = stream[position].spec.name
-        if _meets(stream[position]):
+        if meets(stream[position]):
             return position
         if name in LOOPS:
             end = end_of(stream, position)
-            if any(_meets(instruction) for instruction in stream[position:end]):
+            if any(meets(instruction) for instruction in stream[position:end]):
                 return position
             merged += stream[position : end + 1]
             position = end + 1
@@ -98,7 +109,8 @@ def end_of(stream: list[Instruction], begin: int) -> int:
     raise AssertionError("a loop without an end")
 
 
-def _alone(one: Instruction | None, other: Instruction | None) -> NkiValidationError:
+def alone(one: Instruction | None, other: Instruction | None) -> NkiValidationError:
+    """The error for a core that waits for a partner that does not come."""
     waiting, missing = (one, other) if one is not None else (other, one)
     assert waiting is not None
     found = "ends" if missing is None else f"comes to {missing.spec.name} at line {missing.line}"

@@ -93,14 +93,19 @@ def run_eagerly(
     arguments: dict[str, Any],
     data: Mapping[str, np.ndarray[Any, Any]],
     target: Target,
+    lnc: int = 1,
+    grid: bool = False,
 ) -> tuple[Program, list[np.ndarray[Any, Any]]]:
-    """Execute each instruction as it is traced, on one core; then check the Program.
+    """Execute each instruction as it is traced; then check the Program.
 
     Args:
         function: the kernel's Python function.
         arguments: as for `specialise`.
         data: contiguous arrays of the tensor arguments; may be written.
         target: whose limits hold.
+        lnc: cores of the launch. The second runs in a thread of its own and takes turns with
+            the first.
+        grid: the launch named that number.
 
     Returns:
         The Program, with dynamic loops unrolled as they ran, and one array per result.
@@ -109,15 +114,18 @@ def run_eagerly(
         NkiValidationError: at the first instruction that breaks a rule, or what the checks
             of the whole Program found.
     """
-    program = Program(function.__name__, target)
+    program = Program(function.__name__, target, lnc, grid)
     program.eager = eager = Eager(program, data)
     values = _arguments(program, arguments)
     eager.bind_arguments()
-    _trace(program, function, values)
+    if eager.turns is None:
+        _trace(program, function, values)
+    else:
+        eager.turns.run(lambda: _trace(program, function, values))
     program.raise_violations()
     check_program(program)
     program.raise_violations()
-    results = [eager.views[eager(result)] for result in program.results]
+    results = eager.results()
     program.eager = None
     return program, results
 
