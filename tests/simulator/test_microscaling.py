@@ -23,7 +23,7 @@ from rule_bench import X, sbuf, stored, violations
 from test_numerics import FORMATS
 
 from simulator import dtypes
-from simulator.errors import NkiLaxWarning
+from simulator.errors import NkiLaxWarning, NkiValidationError
 from simulator.instructions import microscaling
 from simulator.targets import TARGETS
 
