@@ -183,7 +183,8 @@ def simulate(kernel: Kernel | Callable[..., Any], eager: bool = False) -> Kernel
     Args:
         kernel: decorated or not.
         eager: execute each instruction as it is traced, so that `breakpoint()`,
-            `print(tensor)` and `nl.device_print` show values; two cores take turns. Ours; the SDK has no such option.
+            `print(tensor)` and `nl.device_print` show values; two cores take turns. Ours; the
+            SDK has no such option.
 
     Raises:
         TypeError: it cannot be called.
