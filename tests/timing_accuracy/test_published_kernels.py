@@ -15,6 +15,7 @@ from benchmarks.published import (
     mamba,
     matmul,
     nkibench,
+    sd_attention,
 )
 
 
@@ -210,3 +211,12 @@ def test_rope_by_halves():
     x, cos, sin = random(128, 1024), random(64, 1024), random(64, 1024)
     reference = np.concatenate([x[:64] * cos - x[64:] * sin, x[64:] * cos + x[:64] * sin])
     assert close(kda.rope(x, cos, sin, width=512), reference)
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_small_head_attention(step):
+    q, k, v = (4 * random(256, 64) for _ in range(3))
+    scores = q @ k.T / 8
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    assert close(sd_attention.attention(q, k, v, step=step), weights @ v, 0.02)
