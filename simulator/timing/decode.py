@@ -55,7 +55,7 @@ class Decoded:
 class _Plan:
     """What to look at in the operands of one row of the instruction table."""
 
-    __slots__ = ("extras", "memo", "reads", "writes")
+    __slots__ = ("extras", "key", "memo", "price", "reads", "writes")
 
     def __init__(self, spec: InstructionSpec) -> None:
         dma = spec.engines == ("dma",) or spec.name in collectives.NAMES
@@ -68,6 +68,10 @@ class _Plan:
             if name in _EXTRAS and (name != "engine" or dma)
         )
         self.memo: dict[Any, Cost] = {}
+        """Operand signature -> cost."""
+        self.key: list[Any] = []
+        self.price: Any = None
+        """The last of them."""
 
 
 def decode(
@@ -98,6 +102,8 @@ class _Decoder:
         self.states: list[State | None] = [None] * len(program.storages)
         self.untracked = _untracked(program)
         self.layouts: dict[tuple[int, int], Layout] = {}
+        self.pool: list[State] = []
+        """States of dead storages, to be used again."""
         self.numbers: dict[Any, int] = {}
         """Of cost signatures."""
         self.waits: list[int] = []
@@ -109,7 +115,10 @@ class _Decoder:
         The hot loop of the model: local names, no calls for what is common.
         """
         decoded, states = self.decoded, self.states
-        instructions, costs, queues = decoded.instructions, decoded.costs, decoded.queues
+        costs, queues = decoded.costs, decoded.queues
+        instructions = decoded.instructions if order is not self.program.instructions else None
+        if instructions is None:
+            decoded.instructions = self.program.instructions
         depends = decoded.depends
         numbers = self.numbers
         plans: dict[InstructionSpec, _Plan] = {}
@@ -135,7 +144,7 @@ class _Decoder:
                 if state is None:
                     state = self._state(tensor.storage)
                 if tensor is state.tensor:
-                    number, signed, conflicts, _ = state.entry
+                    number, signed, conflicts, _, _ = state.entry
                 else:
                     layout = state.layout
                     if layout is None or tensor.dynamic is not None:
@@ -143,8 +152,12 @@ class _Decoder:
                         continue
                     view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
                     entry = layout.index.get(view) or state.add(view, tensor, numbers)
-                    number, signed, conflicts, _ = state.entry = entry
+                    number, signed, conflicts, _, grown = state.entry = entry
                     state.tensor = tensor
+                    if grown is not None:
+                        state.layout = grown
+                        state.writers.append(-1)
+                        state.readers.append([])
                 key.append(signed)
                 writer = state.writers[number]
                 if writer >= 0:
@@ -166,7 +179,7 @@ class _Decoder:
                 if state is None:
                     state = self._state(tensor.storage)
                 if tensor is state.tensor:
-                    number, signed, conflicts, covered = state.entry
+                    number, signed, conflicts, covered, _ = state.entry
                 else:
                     layout = state.layout
                     if layout is None or tensor.dynamic is not None:
@@ -174,8 +187,12 @@ class _Decoder:
                         continue
                     view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
                     entry = layout.index.get(view) or state.add(view, tensor, numbers)
-                    number, signed, conflicts, covered = state.entry = entry
+                    number, signed, conflicts, covered, grown = state.entry = entry
                     state.tensor = tensor
+                    if grown is not None:
+                        state.layout = grown
+                        state.writers.append(-1)
+                        state.readers.append([])
                 key.append(signed)
                 writers, everyone = state.writers, state.readers
                 if writers[number] >= 0:
@@ -195,10 +212,14 @@ class _Decoder:
             for operand in plan.extras:
                 value = operands[operand]
                 key.append(value if value.__class__ is int else id(value))
-            whole = tuple(key)
-            price = plan.memo.get(whole)
-            if price is None:
-                price = plan.memo[whole] = cost(instruction, self.machine)
+            if key == plan.key:
+                price = plan.price
+            else:
+                plan.key = key
+                price = plan.memo.get(whole := tuple(key))
+                if price is None:
+                    price = plan.memo[whole] = cost(instruction, self.machine)
+                plan.price = price
             if self.waits:
                 war += self.waits
                 self.waits = []
@@ -223,7 +244,8 @@ class _Decoder:
                             last[other] = j
                 if last:
                     found = tuple(last.values())
-            instructions.append(instruction)
+            if instructions is not None:
+                instructions.append(instruction)
             costs.append(price)
             queues.append(queue)
             depends.append(found)
@@ -261,7 +283,11 @@ class _Decoder:
         shape, strides = (tensor.shape, tensor.strides) if static else ((), ())
         view = (tensor.offset if static else -1, shape, strides, tensor.dtype)
         found = state.layout.index.get(view) or state.add(view, tensor, self.numbers)
-        number, _, conflicts, covered = found
+        number, _, conflicts, covered, grown = found
+        if grown is not None:
+            state.layout = grown
+            state.writers.append(-1)
+            state.readers.append([])
         for other in (number, *conflicts):
             if state.writers[other] >= 0:
                 (raw if war is None else war).append(state.writers[other])
@@ -298,13 +324,26 @@ class _Decoder:
         elif storage.buffer is MemoryRegion.psum:
             banks = self.psum[core]
             layout = self._layout(2, storage.bytes_per_partition)
-            state = State(2, layout, footprint(self.program, storage), banks)
+            state = self._fresh(2, layout, footprint(self.program, storage), banks)
             self.waits += banks.place(state, storage)
         else:
             size = storage.bytes_per_partition
-            state = State(1, self._layout(1, size), size, self.sbuf[core])
-            self.waits += self.sbuf[core].take(size)
+            memory = self.sbuf[core]
+            state = self._fresh(1, self._layout(1, size), size, memory)
+            if memory.fresh >= size:
+                memory.fresh -= size
+            else:
+                self.waits += memory.take(size)
         self.states[storage.index] = state
+        return state
+
+    def _fresh(self, where: int, layout: Layout, size: int, memory: Memory) -> State:
+        """A state as new."""
+        if not self.pool:
+            return State(where, layout, size, memory)
+        state = self.pool.pop()
+        state.where, state.layout, state.size, state.memory = where, layout, size, memory
+        state.bank = 0
         return state
 
     def _layout(self, where: int, row: int) -> Layout:
@@ -320,7 +359,10 @@ class _Decoder:
             state = self.states[storage.index]
             if state is not None and state.memory is not None:
                 state.memory.give(state)
-                self.states[storage.index] = None
+                self.states[storage.index] = state.tensor = None
+                state.writers.clear()
+                state.readers.clear()
+                self.pool.append(state)
 
     def _note_bank(self, operands: tuple[Any, ...], plan: _Plan, at: int) -> None:
         """Find the PSUM bank an instruction works in."""

@@ -20,11 +20,12 @@ Box = tuple[int, int, int, int]
 """Rows [0] to [1] and bytes within a row [2] to [3], ends excluded."""
 View = tuple[int, tuple[int, ...], tuple[int, ...], Any]
 """Offset, shape, strides, dtype."""
-Entry = tuple[int, int, list[int], list[int]]
+Entry = tuple[int, int, list[int], list[int], Any]
 """Of a view: its number in the layout, its number in cost signatures, the numbers of the other
-views with which it has bytes in common, and of those that it covers."""
+views with which it has bytes in common, and of those that it covers; and, of a view that the
+layout does not have yet, the Layout that has it."""
 
-_NO_ENTRY: Entry = (0, 0, [], [])
+_NO_ENTRY: Entry = (0, 0, [], [], None)
 EVERYTHING: Box = (0, 1 << 60, 0, 1 << 60)
 _SHARED_VIEWS = 16
 """Layouts with more views than this are their storage's own."""
@@ -34,7 +35,7 @@ _GRID_CELLS = 64
 class Layout:
     """The views of a storage so far, and which of them overlap."""
 
-    __slots__ = ("boxes", "grid", "index", "next", "own", "row", "wide")
+    __slots__ = ("boxes", "grid", "index", "own", "row", "wide")
 
     def __init__(self, row: int, own: bool = False) -> None:
         """Args:
@@ -45,27 +46,28 @@ class Layout:
         self.own = own
         self.index: dict[View, Entry] = {}
         self.boxes: list[Box] = []
-        self.next: dict[View, Layout] = {}
-        """The layouts this one becomes, by the view that is added."""
         self.grid: dict[tuple[int, int], list[int]] = {}
         self.wide: list[int] = []
 
-    def grow(self, view: View, box: Box, signature: int) -> Layout:
-        """The layout with one view more; for views that are not in `next`."""
+    def grow(self, view: View, box: Box, signature: int) -> Entry:
+        """Add a view; returns its entry, which names the layout that has it."""
         if self.own:
             self._add(view, box, signature)
-            return self
+            return self.index[view]
         own = len(self.boxes) >= _SHARED_VIEWS
         grown = Layout(self.row, own)
-        grown.index = {v: (n, s, [*a], [*b]) for v, (n, s, a, b) in self.index.items()}
+        for known, (number, signed, clashes, covers, further) in self.index.items():
+            if further is None:
+                grown.index[known] = (number, signed, [*clashes], [*covers], None)
         grown.boxes = [*self.boxes]
         if own:
             for number, there in enumerate(grown.boxes):
                 grown._enter(number, there)
-        else:
-            self.next[view] = grown
         grown._add(view, box, signature)
-        return grown
+        entry = (*grown.index[view][:4], grown)
+        if not own:
+            self.index[view] = entry
+        return entry
 
     def _add(self, view: View, box: Box, signature: int) -> None:
         number = len(self.boxes)
@@ -74,12 +76,12 @@ class Layout:
         covered = [n for n in conflicts if contains(box, self.boxes[n])]
         if conflicts:
             found = set(conflicts)
-            for other, _, clashes, covers in self.index.values():
+            for other, _, clashes, covers, _ in self.index.values():
                 if other in found:
                     clashes.append(number)
                     if contains(self.boxes[other], box):
                         covers.append(number)
-        self.index[view] = (number, signature, conflicts, covered)
+        self.index[view] = (number, signature, conflicts, covered, None)
         self.boxes.append(box)
         if self.own:
             self._enter(number, box)
@@ -148,7 +150,7 @@ class State:
         """By view: the instructions that have read it since."""
 
     def add(self, view: View, tensor: NkiTensor, numbers: dict[Any, int]) -> Entry:
-        """A view that the storage has not been accessed by before.
+        """A view that no storage of this layout has been accessed by before.
 
         Args:
             view: of the tensor.
@@ -157,14 +159,11 @@ class State:
         """
         layout = self.layout
         assert layout is not None
-        grown = layout.next.get(view)
-        if grown is None:
-            box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, layout.row)
-            grown = layout.grow(view, box, signature(self, tensor, numbers))
-        self.layout = grown
-        entry = grown.index[view]
-        self.writers.append(-1)
-        self.readers.append([])
+        box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, layout.row)
+        entry = layout.grow(view, box, signature(self, tensor, numbers))
+        if entry[4] is None:
+            self.writers.append(-1)
+            self.readers.append([])
         return entry
 
     def everyone(self) -> list[int]:

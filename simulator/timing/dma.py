@@ -6,7 +6,7 @@ Source: nki_facts.md §3.4 and the DMA rows of published_latencies.csv.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from simulator.tensor import MemoryRegion, NkiTensor
@@ -31,6 +31,10 @@ class Transfer:
     """DMA engines it is spread over."""
     busy_ns: float
     """How long each of them is occupied."""
+    pipe_ns: float = 0.0
+    """The least time its bytes take on the core's way to memory."""
+    hbm_ns: float = 0.0
+    """The least time its bytes take in the HBM stack, which two cores share."""
     path: str = STATIC
     issue_ns: float = 0.0
     """On the sequencer that starts it."""
@@ -112,7 +116,7 @@ def of_instruction(instruction: Instruction, machine: Machine) -> tuple[Transfer
         else:
             moved = transfer(dst, src, machine)
     if path == SOFTWARE:
-        return _issued(moved, path, machine.swdge_issue_ns, machine.swdge_start_ns,
+        return _issued(moved, machine, path, machine.swdge_issue_ns, machine.swdge_start_ns,
                        machine.swdge_generate_ns), "gpsimd"  # fmt: skip
     asked = instruction.get("engine")
     if asked is not None and asked.name == "scalar":
@@ -120,7 +124,7 @@ def of_instruction(instruction: Instruction, machine: Machine) -> tuple[Transfer
     else:
         queue = "stores" if dst.buffer in _HBM else "loads"
     issue = machine.hwdge_issue_ns if path == HARDWARE else machine.static_issue_ns
-    return _issued(moved, path, issue, machine.dma_start_ns, 0.0), queue
+    return _issued(moved, machine, path, issue, machine.dma_start_ns, 0.0), queue
 
 
 _HBM = (MemoryRegion.private_hbm, MemoryRegion.shared_hbm)
@@ -137,11 +141,18 @@ def _path(instruction: Instruction, dst: NkiTensor, src: NkiTensor, machine: Mac
     return HARDWARE
 
 
-def _issued(moved: Transfer, path: str, issue: float, start: float, generate: float) -> Transfer:
-    return Transfer(
-        moved.descriptors, moved.descriptor_bytes, moved.size_bytes, moved.hbm_bytes,
-        moved.engines, moved.busy_ns, path, issue, generate, start, moved.note,
-    )  # fmt: skip
+def _issued(
+    moved: Transfer, machine: Machine, path: str, issue: float, start: float, generate: float
+) -> Transfer:
+    return replace(
+        moved,
+        path=path,
+        issue_ns=issue,
+        generate_ns=generate,
+        start_ns=start,
+        pipe_ns=moved.size_bytes / machine.dma_core_bytes_per_ns,
+        hbm_ns=moved.hbm_bytes / machine.hbm_stack_bytes_per_ns,
+    )
 
 
 def _transpose(dst: NkiTensor, src: NkiTensor, machine: Machine) -> Transfer:

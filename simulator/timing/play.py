@@ -44,8 +44,14 @@ class _Core:
     def __init__(self, machine: Machine, begin: float) -> None:
         self.generator = begin
         """Software descriptor generation."""
-        self.engines = [begin] * int(machine.dma_engines)
+        self.count = int(machine.dma_engines)
+        self.engines = [begin] * self.count
+        """Until when each DMA engine is busy, unless `floor` says longer for all of them."""
+        self.floor = begin
+        self.busy = begin
+        """Until when any of them is."""
         self.next_engine = 0
+        self.chosen: list[int] = []
         self.pipe = begin
         """The core's way to HBM."""
         self.held: dict[int, tuple[float, int, int]] = {}
@@ -176,17 +182,16 @@ class _Player:
         """Play the head of a queue, which needs something shared."""
         index = self.head[queue]
         price = self.decoded.costs[index]
-        if price.kind == MEET:
-            self._meet(index, ready, queue, runnable)
-            return
+        kind = price[0]
         core = self.cores[queue // QUEUE_COUNT]
-        if price.kind == DMA:
-            begin = ready
-            next_free, finish = self._dma(core, price, ready, index)
+        if kind == DMA:
+            released, finish = self._dma(core, price, ready, index)
+            self._done(index, queue, ready, released, finish, runnable)
+        elif kind == MEET:
+            self._meet(index, ready, queue, runnable)
         else:
             begin = self._arbitrate(core, price, ready, queue, index)
-            next_free, finish = begin + price.interval, begin + price.latency
-        self._done(index, queue, begin, next_free, finish, runnable)
+            self._done(index, queue, begin, begin + price[2], begin + price[3], runnable)
 
     def _done(
         self, index: int, queue: int, begin: float, next_free: float, finish: float,
@@ -219,43 +224,45 @@ class _Player:
 
     def _dma(self, core: _Core, price: Cost, ready: float, index: int) -> tuple[float, float]:
         """Issue, descriptor generation, transfer; returns when the queue is free, and the end."""
-        moved = price.transfer
+        machine, moved = self.machine, price.transfer
         assert moved is not None
         issued = ready + moved.issue_ns
-        available = issued + moved.start_ns
-        if moved.path == SOFTWARE:
+        if moved.path is SOFTWARE:
             core.generator = max(issued, core.generator) + moved.generate_ns
-            available = core.generator + moved.start_ns
-        first, last = self._transfer(core, moved, available)
+            first = core.generator + moved.start_ns
+        else:
+            first = issued + moved.start_ns
+        if moved.engines < core.count:
+            first, last = self._some_engines(core, moved, first)
+        else:
+            if core.busy > first:
+                first = core.busy
+            last = first + moved.busy_ns
+        pipe = (core.pipe if core.pipe > first else first) + moved.pipe_ns
+        core.pipe = pipe
+        if pipe > last:
+            last = pipe
+        if moved.hbm_ns:
+            stack = (self.stack if self.stack > first else first) + moved.hbm_ns
+            self.stack = stack
+            if stack > last:
+                last = stack
+        if moved.engines < core.count:
+            for engine in core.chosen:
+                core.engines[engine] = last
+            core.busy = max(core.busy, last)
+        else:
+            core.busy = core.floor = last
         self.played.flow[index] = (first, last)
-        return issued, last + self.machine.dma_done_ns
+        return issued, last + machine.dma_done_ns
 
-    def _transfer(self, core: _Core, moved: Transfer, available: float) -> tuple[float, float]:
-        """Occupy DMA engines and the way to HBM; returns first and last byte."""
-        machine = self.machine
-        engines = core.engines
-        count = moved.engines
-        if count == len(engines):
-            first = max(available, max(engines))
-            last = first + moved.busy_ns
-        else:
-            at = core.next_engine
-            core.next_engine = (at + count) % len(engines)
-            chosen = [(at + k) % len(engines) for k in range(count)]
-            first = max(available, max(engines[e] for e in chosen))
-            last = first + moved.busy_ns
-        core.pipe = max(first, core.pipe) + moved.size_bytes / machine.dma_core_bytes_per_ns
-        last = max(last, core.pipe)
-        if moved.hbm_bytes:
-            share = moved.hbm_bytes / machine.hbm_stack_bytes_per_ns
-            self.stack = max(first, self.stack) + share
-            last = max(last, self.stack)
-        if count == len(engines):
-            core.engines = [last] * count
-        else:
-            for engine in chosen:
-                engines[engine] = last
-        return first, last
+    def _some_engines(self, core: _Core, moved: Transfer, first: float) -> tuple[float, float]:
+        """A transfer by some of the DMA engines, taken in turn; returns first and last byte."""
+        at = core.next_engine
+        core.next_engine = (at + moved.engines) % core.count
+        core.chosen = [(at + k) % core.count for k in range(moved.engines)]
+        first = max(first, core.floor, max(core.engines[e] for e in core.chosen))
+        return first, first + moved.busy_ns
 
     def _meet(self, index: int, ready: float, queue: int, runnable: list[int]) -> None:
         """Both cores come to a barrier or a sendrecv before either goes on."""
