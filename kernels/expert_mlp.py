@@ -50,17 +50,16 @@ def nki_fused_expert_mlp_kernel(
     """
     tokens, hidden = x.shape
     inner_width = gate_weight.shape[1]
-    assert gate_weight.shape[0] == hidden and up_weight.shape[0] == hidden, (
-        "nki_fused_expert_mlp_kernel: gate_weight and up_weight must have x's hidden dimension"
+    assert gate_weight.shape[0] == hidden, (
+        "nki_fused_expert_mlp_kernel: gate_weight must be [x's hidden dimension, inner]"
     )
-    assert up_weight.shape[1] == inner_width and down_weight.shape[0] == inner_width, (
-        "nki_fused_expert_mlp_kernel: up_weight and down_weight must have gate_weight's inner "
-        "dimension"
+    assert tuple(up_weight.shape) == (hidden, inner_width), (
+        "nki_fused_expert_mlp_kernel: up_weight must have gate_weight's shape"
     )
-    assert down_weight.shape[1] == hidden, (
-        "nki_fused_expert_mlp_kernel: down_weight must have x's hidden dimension"
+    assert tuple(down_weight.shape) == (inner_width, hidden), (
+        "nki_fused_expert_mlp_kernel: down_weight must be [inner, x's hidden dimension]"
     )
-    assert 1 <= token_block and token_block <= 512, (
+    assert 1 <= token_block <= 512, (
         "nki_fused_expert_mlp_kernel: token_block must be 1 to 512"
     )
     weights = (weight_view(gate_weight), weight_view(up_weight), weight_view(down_weight))
@@ -78,8 +77,11 @@ def nki_fused_expert_mlp_kernel(
     gate_scales = None
     up_scales = None
     if low:
-        assert gate_scale != None and up_scale != None, (  # noqa: E711
-            "nki_fused_expert_mlp_kernel: fp8 weights need gate_scale and up_scale"
+        assert gate_scale != None, (  # noqa: E711
+            "nki_fused_expert_mlp_kernel: fp8 weights need gate_scale"
+        )
+        assert up_scale != None, (  # noqa: E711
+            "nki_fused_expert_mlp_kernel: fp8 weights need up_scale"
         )
         gate_scales = load_scales(gate_scale, 0, inner_width)
         up_scales = load_scales(up_scale, 0, inner_width)

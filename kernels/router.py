@@ -48,7 +48,7 @@ def nki_expert_router_kernel(x, router_weight=None, top_k=8, normalise=True, evi
         assert hidden <= 8192, "nki_expert_router_kernel: x has a hidden dimension above 8192"
     assert experts >= 8, "nki_expert_router_kernel: fewer than 8 experts"
     assert experts <= 16384, "nki_expert_router_kernel: x has more than 16384 experts"
-    assert 1 <= top_k and top_k <= experts, (
+    assert 1 <= top_k <= experts, (
         "nki_expert_router_kernel: top_k must be 1 to the number of experts"
     )
     weights_out = nl.ndarray((tokens, top_k), dtype=nl.float32, buffer=nl.shared_hbm)

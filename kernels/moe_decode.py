@@ -1,0 +1,380 @@
+"""A whole mixture-of-experts layer for few tokens: norm, router, chosen experts, their sum."""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from kernels.blocks import contraction_split, filled, load_contraction, transpose_interleaved
+from kernels.gated_mlp import weight_view
+from kernels.routing import top_experts
+
+SBUF_FOR_WEIGHTS = 160 * 1024
+"""Bytes of each partition that experts' weights may take."""
+
+
+@nki.jit
+def nki_moe_decode_kernel(
+    x,
+    norm_weight,
+    router_weight,
+    gate_up,
+    down,
+    scales=None,
+    eps=1e-6,
+    top_k=8,
+    normalise=True,
+    buffers=4,
+):
+    """out = sum over the chosen experts e of weight_e * MLP_e(n), n = rmsnorm(x) * norm_weight.
+
+    weight, e = topk(softmax(n @ router_weight)); MLP_e(n) = (silu(n @ gate_e) * (n @ up_e)) @
+    down_e. Only the chosen experts' weights are read from HBM: the expert numbers that the
+    Vector engine finds are the addresses of the DMAs. All else hides behind these:
+
+    - The RMS factor is a number per token, so the router multiplies x * norm_weight while the
+      factor is still being computed; it scales the logits inside the softmax.
+    - Weights are the stationary operand, a token is a moving column. The sum over experts and
+      their weighting is the PSUM accumulation of the down projection.
+    - On two cores (LNC2) the token-expert pairs are dealt out alternately, and the two sums are
+      exchanged once at the end. Both cores route for themselves.
+
+    Args:
+        x: HBM tensor [tokens, hidden], fp32 or bf16 (bf16 with fp8 weights), 1 to 32 tokens.
+        norm_weight: HBM tensor [hidden] of x's dtype.
+        router_weight: HBM tensor [hidden, experts] of x's dtype.
+        gate_up: HBM tensor [experts, hidden, 2 * inner]: gate columns, then up columns; of x's
+            dtype, or one-byte float8_e4m3 (also as uint8, or float8_e4m3fn up to 240).
+        down: HBM tensor [experts, inner, hidden], dtype as gate_up.
+        scales: HBM tensor [experts, 2 * inner] fp32 with fp8 weights: of the gate columns,
+            then of the up columns times down rows (kernels/quantise.py); else None.
+        eps: compile-time float > 0.
+        top_k: compile-time int, experts per token, 1 to experts.
+        normalise: compile-time bool: the weights of a token are scaled to a sum of 1.
+        buffers: experts whose weights are in SBUF at a time; more hide more of HBM's latency.
+
+    Returns:
+        HBM tensor [tokens, hidden] of x's dtype.
+
+    Limits: 8 <= experts <= 512; hidden <= 4096 and inner above 128 divide into ceil(n / 128)
+    equal parts; an expert's weights take at most 160 KiB of each partition.
+    HBM bytes: tokens * top_k experts' weights (3 * hidden * inner * itemsize each), and
+    router_weight, once per core. MACs: tokens * hidden * (experts + 3 * top_k * inner).
+    """
+    tokens, hidden = x.shape
+    experts = router_weight.shape[1]
+    inner = down.shape[1]
+    steps = contraction_split(hidden)[1]
+    assert 1 <= tokens <= 32, "nki_moe_decode_kernel: x must have 1 to 32 tokens"
+    assert hidden <= 4096, "nki_moe_decode_kernel: x has a hidden dimension above 4096"
+    assert tokens * steps <= 512, (
+        "nki_moe_decode_kernel: x has more than 65536 elements, a PSUM bank of sums"
+    )
+    assert 8 <= experts <= 512, "nki_moe_decode_kernel: router_weight must have 8 to 512 experts"
+    assert 1 <= top_k <= experts, "nki_moe_decode_kernel: top_k must be 1 to the experts"
+    assert tuple(gate_up.shape) == (experts, hidden, 2 * inner), (
+        "nki_moe_decode_kernel: gate_up must be [experts, hidden, 2 * inner]"
+    )
+    assert tuple(down.shape) == (experts, inner, hidden), (
+        "nki_moe_decode_kernel: down must be [experts, inner, hidden]"
+    )
+    weights = (weight_view(gate_up), weight_view(down))
+    low = weights[0].dtype == nl.float8_e4m3
+    assert low or weights[0].dtype == x.dtype, (
+        "nki_moe_decode_kernel: gate_up must have x's dtype, or be float8_e4m3"
+    )
+    assert not low or x.dtype == nl.bfloat16, (
+        "nki_moe_decode_kernel: x must be bfloat16 with fp8 weights"
+    )
+    assert not low or scales != None, (  # noqa: E711
+        "nki_moe_decode_kernel: fp8 weights need scales"
+    )
+    out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
+    normed, logits, factor = normalise_and_route(x, norm_weight, router_weight, eps)
+    shares, chosen = top_experts(logits, top_k, normalise, factor)
+    shares, chosen = on_all_partitions(shares[:, 0:top_k], chosen[:, 0:top_k])
+    total = run_experts(normed, shares, chosen, top_k, weights, scales, buffers)
+    store_sum(total, out)
+    return out
+
+
+def normalise_and_route(x, norm_weight, router_weight, eps):
+    """The normalised tokens, transposed, and their logits without the RMS factor.
+
+    Returns:
+        (normed, logits, factor): SBUF [partitions, tiles, tokens] of x's dtype; PSUM
+        [tokens, experts] fp32; the RMS factor as an SBUF column [tokens, 1] fp32.
+    """
+    tokens, hidden = x.shape
+    experts = router_weight.shape[1]
+    partitions, tiles = contraction_split(hidden)
+    rows = nl.ndarray((tokens + 1, hidden), dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=rows[0:tokens, :], src=x)
+    nisa.dma_copy(dst=rows[tokens : tokens + 1, :], src=norm_weight.reshape((1, hidden)))
+    router = load_contraction(router_weight, 0, experts)
+    turned = transpose_interleaved(rows, "vector")  # the last column is norm_weight
+    plain = turned[:, :, 0:tokens]
+    weight = turned.ap(
+        pattern=[[tiles * (tokens + 1), partitions], [tokens + 1, tiles], [0, tokens]],
+        offset=tokens,
+    )
+    weighted = nl.ndarray((partitions, tiles, tokens), dtype=x.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=weighted, data1=plain, data2=weight, op=nl.multiply)
+    logits = nl.ndarray((tokens, experts), dtype=nl.float32, buffer=nl.psum)
+    for j in range(tiles):
+        nisa.nc_matmul(
+            dst=logits, stationary=weighted[:, j, :], moving=router[:, j, :], accumulate=j > 0
+        )
+    squares = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(
+        dst=squares.ap(
+            pattern=[[tokens * tiles, partitions], [1, tiles], [tiles, tokens]], offset=0
+        ),
+        op=nl.square,
+        data=plain,
+    )
+    sums = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=sums, op=nl.add, data=squares, axis=2)
+    ones = filled((partitions, nl.tile_size.pmax), 1.0, nl.float32)
+    by_token = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(dst=by_token, stationary=sums, moving=ones[:, 0:1], accumulate=False)
+    factor = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.sbuf)
+    root_mean(factor, by_token, hidden, eps)
+    everywhere = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(dst=everywhere, stationary=ones[:, 0:partitions], moving=sums, accumulate=False)
+    factors = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.sbuf)
+    root_mean(factors, everywhere, hidden, eps)
+    normed = nl.ndarray((partitions, tiles, tokens), dtype=x.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=normed,
+        data1=weighted,
+        data2=factors.ap(pattern=[[tokens, partitions], [0, tiles], [1, tokens]], offset=0),
+        op=nl.multiply,
+    )
+    return normed, logits, factor
+
+
+def root_mean(dst, total, count, eps):
+    """dst = 1 / sqrt(total / count + eps), from PSUM to SBUF."""
+    nisa.tensor_scalar(
+        dst=dst, data=total, op0=nl.multiply, operand0=1.0 / count, op1=nl.add, operand1=eps
+    )
+    nisa.activation(dst=dst, op=nl.rsqrt, data=dst)
+
+
+def on_all_partitions(shares, chosen):
+    """Every token's weights in every partition, and all expert numbers in partition 0.
+
+    A product with ones sums over tokens; each token's row is first moved to columns of its own.
+
+    Args:
+        shares: SBUF [tokens, K], fp32.
+        chosen: SBUF [tokens, K], uint32.
+
+    Returns:
+        (SBUF [128, tokens, K] fp32, SBUF [1, tokens, K] integers).
+    """
+    tokens, most = shares.shape
+    both = nl.ndarray((tokens, 2 * most), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=both[:, 0:most], src=shares)
+    if tokens > 1:
+        nisa.tensor_copy(dst=both[:, most : 2 * most], src=chosen)
+    ones = filled((tokens, nl.tile_size.pmax), 1.0, nl.float32)
+    everywhere = nl.ndarray((nl.tile_size.pmax, tokens, most), dtype=nl.float32, buffer=nl.sbuf)
+    numbers = nl.ndarray((1, tokens, most), dtype=nl.int32, buffer=nl.sbuf)
+    for part in range(min(tokens, 2)):
+        spread = nl.ndarray((tokens, tokens, most), dtype=nl.float32, buffer=nl.sbuf)
+        source = both.ap(
+            pattern=[[2 * most, tokens], [0, tokens], [1, most]], offset=part * most
+        )
+        if tokens > 1:
+            nisa.affine_select(
+                dst=spread, pattern=[[-1, tokens], [0, most]], offset=0, channel_multiplier=1,
+                on_true_tile=source, on_false_value=0.0, cmp_op=nl.equal,
+            )  # fmt: skip
+        else:
+            nisa.tensor_copy(dst=spread, src=source)
+        group = max(1, nl.tile_size.psum_fmax // most)
+        for first in range(0, tokens, group):
+            some = min(group, tokens - first)
+            total = nl.ndarray((nl.tile_size.pmax, some, most), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_matmul(
+                dst=total, stationary=ones, moving=spread[:, first : first + some, :],
+                accumulate=False,
+            )  # fmt: skip
+            if part == 0:
+                nisa.tensor_copy(dst=everywhere[:, first : first + some, :], src=total)
+            else:
+                nisa.tensor_copy(dst=numbers[:, first : first + some, :], src=total[0:1, :, :])
+    if tokens == 1:
+        return everywhere, chosen.reshape((1, 1, most))
+    return everywhere, numbers
+
+
+def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
+    """This core's part of the sum over chosen experts, transposed.
+
+    Returns:
+        SBUF tile [partitions, tokens, tiles], fp32; element [p, t, j] is column p * tiles + j of
+        token t.
+    """
+    gate_up, down = weights
+    partitions, tiles, tokens = normed.shape
+    inner = down.shape[1]
+    hidden = down.shape[2]
+    inner_partitions, parts = contraction_split(inner)
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    pairs = tokens * top_k
+    total = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
+    if core >= pairs:
+        nisa.memset(dst=total, value=0.0)
+        return total
+    itemsize = 1 if gate_up.dtype == nl.float8_e4m3 else (4 if gate_up.dtype == nl.float32 else 2)
+    size = (tiles * 2 * inner + parts * hidden) * itemsize
+    assert size <= SBUF_FOR_WEIGHTS, (
+        "nki_moe_decode_kernel: gate_up and down of an expert need more than 160 KiB per partition"
+    )
+    rings = max(1, min(buffers, SBUF_FOR_WEIGHTS // size, (pairs - core + cores - 1) // cores))
+    first_weights = []
+    second_weights = []
+    for _ in range(rings):
+        first_weights.append(
+            nl.ndarray((partitions, tiles, 2 * inner), dtype=gate_up.dtype, buffer=nl.sbuf)
+        )
+        second_weights.append(
+            nl.ndarray((inner_partitions, parts, hidden), dtype=down.dtype, buffer=nl.sbuf)
+        )
+    sums = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.psum)
+    started = []
+    for _ in range(tokens):
+        started.append(False)
+    for pair in range(core, pairs, cores):
+        t = pair // top_k
+        k = pair % top_k
+        number = chosen[0:1, t, k : k + 1]
+        gate_up_tile = first_weights[pair // cores % rings]
+        down_tile = second_weights[pair // cores % rings]
+        nisa.dma_copy(
+            dst=gate_up_tile,
+            src=gate_up.ap(
+                pattern=[[tiles * 2 * inner, partitions], [2 * inner, tiles], [1, 2 * inner]],
+                offset=0,
+                scalar_offset=number,
+                indirect_dim=0,
+            ),
+        )
+        nisa.dma_copy(
+            dst=down_tile,
+            src=down.ap(
+                pattern=[[parts * hidden, inner_partitions], [hidden, parts], [1, hidden]],
+                offset=0,
+                scalar_offset=number,
+                indirect_dim=0,
+            ),
+        )
+        factors = None
+        if scales != None:  # noqa: E711
+            factors = nl.ndarray((inner_partitions, 2, parts), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(
+                dst=factors,
+                src=scales.ap(
+                    pattern=[[parts, inner_partitions], [inner, 2], [1, parts]],
+                    offset=0,
+                    scalar_offset=number,
+                    indirect_dim=0,
+                ),
+            )
+        share = shares[0:inner_partitions, t, k : k + 1]
+        active = one_token(normed[:, :, t : t + 1], gate_up_tile, share, factors)
+        for j in range(tiles):
+            for c in range(parts):
+                nisa.nc_matmul(
+                    dst=sums[:, t, j : j + 1],
+                    stationary=down_tile[:, c, j:hidden:tiles],
+                    moving=active[:, c : c + 1],
+                    accumulate=started[t] or c > 0,
+                )
+        started[t] = True
+    if min(started):
+        nisa.tensor_copy(dst=total, src=sums)
+        return total
+    for t in range(tokens):
+        if started[t]:
+            nisa.tensor_copy(dst=total[:, t, :], src=sums[:, t, :])
+        else:  # this core has no expert of this token
+            nisa.memset(dst=total[:, t, :], value=0.0)
+    return total
+
+
+def one_token(token, gate_up, share, factors):
+    """share * silu(token gate) * (token up) of one expert, transposed.
+
+    Args:
+        token: SBUF [partitions, tiles, 1].
+        gate_up: SBUF [partitions, tiles, 2 * inner].
+        share: SBUF column [inner partitions, 1], fp32.
+        factors: None, or SBUF [inner partitions, 2, parts] fp32: scales of fp8 weights.
+
+    Returns:
+        SBUF tile [inner partitions, parts] of token's dtype.
+    """
+    tiles = token.shape[1]
+    inner = gate_up.shape[2] // 2
+    partitions, parts = contraction_split(inner)
+    products = nl.ndarray((partitions, 2, parts), dtype=nl.float32, buffer=nl.psum)
+    for half in range(2):
+        for c in range(parts):
+            for j in range(tiles):
+                nisa.nc_matmul(
+                    dst=products[:, half, c : c + 1],
+                    stationary=gate_up[:, j, half * inner + c : (half + 1) * inner : parts],
+                    moving=token[:, j, :],
+                    accumulate=j > 0,
+                )
+    gated = nl.ndarray((partitions, parts), dtype=nl.float32, buffer=nl.sbuf)
+    upped = products[:, 1, :]
+    if factors == None:  # noqa: E711
+        nisa.activation(dst=gated, op=nl.silu, data=products[:, 0, :])
+    else:
+        scaled = nl.ndarray((partitions, 2, parts), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=scaled, data1=products, data2=factors, op=nl.multiply)
+        nisa.activation(dst=gated, op=nl.silu, data=scaled[:, 0, :])
+        upped = scaled[:, 1, :]
+    active = nl.ndarray((partitions, parts), dtype=token.dtype, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=active, data=upped, op0=nl.multiply, operand0=share, op1=nl.multiply, operand1=gated
+    )
+    return active
+
+
+def store_sum(total, out):
+    """Add the other core's part, and write this core's half of the partitions.
+
+    Args:
+        total: SBUF [partitions, tokens, tiles], fp32.
+        out: HBM tensor [tokens, hidden].
+    """
+    partitions, tokens, tiles = total.shape
+    hidden = partitions * tiles
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    result = nl.ndarray((partitions, tokens, tiles), dtype=out.dtype, buffer=nl.sbuf)
+    if cores > 1:
+        other = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.sendrecv(
+            src=total,
+            dst=other,
+            send_to_rank=1 - core,
+            recv_from_rank=1 - core,
+            pipe_id=0,
+            dma_engine=nisa.dma_engine.dma,
+        )
+        nisa.tensor_tensor(dst=result, data1=total, data2=other, op=nl.add)
+    else:
+        nisa.tensor_copy(dst=result, src=total)
+    first = partitions * core // cores
+    count = partitions * (core + 1) // cores - first
+    nisa.dma_copy(
+        dst=out.ap(pattern=[[tiles, count], [hidden, tokens], [1, tiles]], offset=first * tiles),
+        src=result[first : first + count, :, :],
+    )
