@@ -377,12 +377,16 @@ def nc_matmul(
             time and adds later, location by location.
         tile_position: (row, column) of the processing elements to use, with `tile_size`.
         tile_size: (rows, columns) of them.
-        perf_mode: double_row contracts over the partitions and a first free dimension of 2.
+        perf_mode: double_row contracts over the partitions and a first free dimension of 2; its
+            name as a string is accepted, as public kernels write it.
         name: a label.
     """
+    mode: Any = perf_mode
+    if isinstance(mode, str):
+        mode = matmul_perf_mode.__members__.get(mode, mode)
     return (
         dst, stationary, moving, is_stationary_onezero, is_moving_onezero, is_transpose,
-        accumulate, tile_position, tile_size, perf_mode, name,
+        accumulate, tile_position, tile_size, mode, name,
     )  # fmt: skip
 
 

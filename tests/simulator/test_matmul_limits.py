@@ -127,6 +127,10 @@ def wide_double_row(x: Any) -> Any:
                   perf_mode=double_row)  # fmt: skip
 
 
+def unknown_mode(x: Any) -> Any:
+    return matmul(perf_mode="double_column")
+
+
 def flat_double_row(x: Any) -> Any:
     return matmul((32, 256), (128, 2, 32), (128, 512), nl.float8_e4m3, perf_mode=double_row)
 
@@ -249,6 +253,7 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     added_to_transpose: ("psum-accumulate", "", "written by another instruction"),
     odd_accumulate: ("operand", "None, True or False", "3"),
     wide_double_row: ("matmul-mode", "", "bfloat16"),
+    unknown_mode: ("enum", "none, double_row", "'double_column'"),
     flat_double_row: ("matmul-mode", "(K, 2, free)", "(128, 512)"),
     tiled_double_row: ("matmul-mode", "none", "double_row"),
     identity_of_other_size: ("matmul-mode", "(128, 128)", "(128, 127)"),

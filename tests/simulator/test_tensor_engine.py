@@ -116,7 +116,8 @@ def test_infinities_and_nan_follow_arithmetic() -> None:
     assert np.isnan(found).any()
 
 
-def test_double_row_contracts_over_two_rows() -> None:
+@pytest.mark.parametrize("mode", [nisa.matmul_perf_mode.double_row, "double_row"])
+def test_double_row_contracts_over_two_rows(mode: Any) -> None:
     def kernel(a: Any, b: Any) -> Any:
         depth, _, rows = a.shape
         columns = b.shape[2]
@@ -127,7 +128,7 @@ def test_double_row_contracts_over_two_rows() -> None:
         tile = psum(rows, columns)
         nisa.nc_matmul(
             dst=tile, stationary=left, moving=right[:, :, 0:columns],
-            perf_mode=nisa.matmul_perf_mode.double_row,
+            perf_mode=mode,
         )  # fmt: skip
         return output(tile)
 
