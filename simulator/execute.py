@@ -367,10 +367,10 @@ class Eager(Machine):
             self._write_back(self._arguments)
         return [self.views[self(result)] for result in self.program.results]
 
-    def values(self, tensor: NkiTensor) -> Array:
-        """A copy of a tensor's present values."""
+    def values(self, tensor: NkiTensor) -> Array | None:
+        """A copy of a tensor's present values; None where an instruction decides what it is."""
         if tensor.dynamic is not None:
-            return np.full(tensor.shape, np.nan)
+            return None
         return self.views[self(tensor)].copy()
 
     def add_register(self, register: VirtualRegister) -> None:

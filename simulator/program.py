@@ -163,6 +163,8 @@ class Program:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Compile-time arguments by name."""
     results: tuple[NkiTensor, ...] = ()
+    second_results: tuple[NkiTensor, ...] = ()
+    """What the second core returns: the same tensors."""
     returns_tuple: bool = False
     registers: int = 0
     """Registers used, of both cores."""
