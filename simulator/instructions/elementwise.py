@@ -27,7 +27,7 @@ from simulator.instructions.arithmetic import (
 )
 from simulator.instructions.datapath import Reader, one_pass, scratch, write
 from simulator.instructions.datapath import reader as reader
-from simulator.instructions.limits import not_both_in_psum
+from simulator.instructions.limits import all_of, not_both_in_psum
 from simulator.instructions.reductions import check_tensor_reduce, lower_tensor_reduce
 from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
 from simulator.operators import (
@@ -281,7 +281,7 @@ COLUMN = Operand("read", "column", number=True, float32=True)
     lower=_tensor_tensor,
     cost="max(64, 2N); max(64, N) if one input is in PSUM or all are bf16 in SBUF",
     source="nki_facts.md §2.6",
-    extra_check=_check_tensor_tensor,
+    extra_check=all_of(_check_tensor_tensor, indirect=("dst", "data1")),
     operators={"op": ALU | BITVEC - {invert}},
     resolve=choose_tensor_tensor_engine,
 )
@@ -312,7 +312,7 @@ def tensor_tensor(
     lower=_tensor_scalar,
     cost="max(64, N)",
     source="nki_facts.md §2.6",
-    extra_check=_check_tensor_scalar,
+    extra_check=all_of(_check_tensor_scalar, indirect=("dst", "data")),
     operators={
         "op0": _BINARY | BITVEC | frozenset(UNARY_ALU),
         "op1": _BINARY | BITVEC - {invert},
@@ -351,7 +351,7 @@ def tensor_scalar(
     lower=_tensor_scalar,
     cost="max(64, 2N)",
     source="nki_facts.md §2.6",
-    extra_check=_check_scalar_tensor_tensor,
+    extra_check=all_of(_check_scalar_tensor_tensor),
     operators={"op0": _BINARY, "op1": _BINARY},
     resolve=note_operators,
 )
@@ -376,7 +376,7 @@ def scalar_tensor_tensor(
     lower=lower_tensor_reduce,
     cost="max(64, N); N/2 if bf16 in and out and add or max",
     source="nki_facts.md §2.6",
-    extra_check=check_tensor_reduce,
+    extra_check=all_of(check_tensor_reduce, indirect=("dst", "data")),
     operators={"op": REDUCTIONS},
 )
 def tensor_reduce(
@@ -398,7 +398,7 @@ def tensor_reduce(
     lower=_reciprocal,
     cost="max(64, 8N)",
     source="nki_facts.md §2.6",
-    extra_check=_check_reciprocal,
+    extra_check=all_of(_check_reciprocal),
 )
 def reciprocal(dst: Any, data: Any, name: str | None = None) -> tuple[Any, ...]:
     """dst = 1 / data."""

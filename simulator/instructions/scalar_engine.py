@@ -24,6 +24,7 @@ from simulator.instructions.datapath import (
     scratch,
     write,
 )
+from simulator.instructions.limits import all_of
 from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
 from simulator.numerics import store
 from simulator.operators import (
@@ -342,7 +343,7 @@ _WITHOUT_PARAMETER = ACTIVATIONS - {prelu}
     lower=_lower,
     cost="max(64, N); 64 more with reduce_res",
     source="nki_facts.md §2.7",
-    extra_check=_check,
+    extra_check=all_of(_check, indirect=("dst", "data")),
     operators={"op": _WITHOUT_PARAMETER, "reduce_op": frozenset({add})},
     accumulates="scalar",
     resolve=note_operators,
@@ -371,7 +372,7 @@ def activation(
     lower=_lower,
     cost="max(64, N) + 64",
     source="nki_facts.md §2.7",
-    extra_check=_check,
+    extra_check=all_of(_check, indirect=("dst", "data")),
     operators={"op": _WITHOUT_PARAMETER, "reduce_op": frozenset({add})},
     accumulates="scalar",
     resolve=note_operators,
@@ -406,7 +407,7 @@ def activation_reduce(
     lower=_lower,
     cost="max(64, N); 64 more with reduce_res",
     source="nki_facts.md §2.7",
-    extra_check=_check_activate2,
+    extra_check=all_of(_check_activate2, indirect=("dst", "data")),
     operators={
         "op": ACTIVATIONS,
         "op0": frozenset({multiply, add, subtract, bypass}),

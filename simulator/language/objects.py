@@ -29,11 +29,7 @@ class NKIObject:
             TypeError: unknown, missing or too many arguments.
         """
         cls = type(self)
-        names = [
-            name
-            for base in reversed(cls.__mro__)
-            for name in inspect.get_annotations(base)
-        ]
+        names = [name for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)]
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__} takes {len(names)} arguments, got {len(args)}")
         values = dict(zip(names, args, strict=False))

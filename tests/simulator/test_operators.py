@@ -659,7 +659,7 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     axis_that_is_none: ("reduce-axis", "", "free"),
     divided: ("operator", "", "nl.divide"),
 }
-FIRES = {"bitvec-width"}
+FIRES = {"bitvec-width", "indirect"}
 
 
 @pytest.mark.parametrize("body", RULES, ids=lambda body: body.__name__)
@@ -703,6 +703,38 @@ def test_two_broken_rules_are_reported_together() -> None:
         return stored(tile)
 
     assert [v.rule for v in violations(both)] == ["operand", "engine", "operator"]
+
+
+@pytest.mark.parametrize("body", [
+    lambda out, view, t: nisa.tensor_tensor(dst=out, data1=t, data2=view, op=nl.add),
+    lambda out, view, t: nisa.scalar_tensor_tensor(out, view, nl.add, 1.0, nl.add, t),
+    lambda out, view, t: nisa.reciprocal(dst=out, data=view),
+    lambda out, view, t: nisa.activation(out, nl.exp, t, bias=view[:, 0:1]),
+])  # fmt: skip
+def test_operands_that_cannot_be_gathered(body: Callable[..., Any]) -> None:
+    def kernel(x: Any) -> Any:
+        tile, index = loaded(x), nl.zeros((64, 2), nl.uint16)
+        view = tile.indirect(index)
+        out = sbuf(64, view.shape[1])
+        body(out, view, tile[:, 0 : view.shape[1]])
+        return stored(out)
+
+    (found,) = violations(kernel, target="trn3")
+    assert found.rule == "indirect"
+
+
+def test_data_is_gathered_on_trn3() -> None:
+    x = numbers((32, 6), nl.float32, 0)
+    index = np.tile(np.array([[4, 0, 2]], np.uint16), (32, 1))
+
+    def body(x: Any, index: Any, out: Any) -> None:
+        plain, count = nl.ndarray(x.shape, nl.float32), nl.ndarray(index.shape, nl.uint16)
+        nisa.tensor_copy(dst=plain, src=x)
+        nisa.tensor_copy(dst=count, src=index)
+        nisa.tensor_scalar(dst=out, data=plain.indirect(count), op0=nl.add, operand0=1.0)
+
+    (found,) = run(body, [x, index], [((32, 48), nl.float32)], on="trn3")
+    np.testing.assert_array_equal(found, np.repeat(x[:, [4, 0, 2]], 16, axis=1) + 1)
 
 
 # --- wrong implementations are noticed ----------------------------------------------------------
