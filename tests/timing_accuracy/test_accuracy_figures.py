@@ -36,6 +36,13 @@ def test_rank_correlation_is_one_for_the_right_order_whatever_the_scale():
     assert accuracy.rank_correlations(found) == {"f": pytest.approx(1)}
 
 
+def test_measurements_within_the_noise_of_measuring_are_not_ranked():
+    pairs = ((2, 10), (1, 10.1), (4, 12), (5, 14))
+    found = [prediction("f", p, m) for p, m in pairs]
+    assert accuracy.rank_correlations(found)["f"] == pytest.approx(1)
+    assert accuracy.rank_correlations(found, noise=0)["f"] == pytest.approx(0.8)
+
+
 def test_rank_correlation_is_minus_one_for_the_reverse_order():
     found = [prediction("f", p, m) for p, m in ((3, 10), (2, 11), (1, 12))]
     assert accuracy.rank_correlations(found) == {"f": pytest.approx(-1)}
