@@ -51,6 +51,10 @@ INPUTS: dict[str, Callable[[], tuple[Any, ...]]] = {
         random(64, 256, dtype=BF16), *(random(256, 128, dtype=BF16, scale=0.1) for _ in range(2)),
         random(128, 256, dtype=BF16, scale=0.1),
     ),
+    "nki_moe_decode_kernel": lambda: (
+        random(2, 256), random(256), random(256, 8), random(8, 256, 256, scale=0.1),
+        random(8, 128, 256, scale=0.1), None, 1e-6, 2,
+    ),
 }  # fmt: skip
 
 
@@ -71,6 +75,16 @@ def test_the_projects_kernels_give_what_replay_gives(name: str) -> None:
         as_tuple(eager(kernel)(*arguments)), as_tuple(kernel(*arguments)), strict=True
     ):
         np.testing.assert_array_equal(mine, theirs, strict=True)
+
+
+def test_every_kernel_of_the_project_is_run() -> None:
+    assert set(jitted_kernels()) == set(INPUTS), "give inputs of a new kernel in INPUTS"
+
+
+def test_a_kernel_on_two_cores_gives_what_replay_gives() -> None:
+    kernel = jitted_kernels()["nki_moe_decode_kernel"][2]
+    arguments = INPUTS["nki_moe_decode_kernel"]()
+    np.testing.assert_array_equal(eager(kernel)(*arguments), kernel(*arguments), strict=True)
 
 
 # --- values on the way ----------------------------------------------------------------------
