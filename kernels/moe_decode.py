@@ -6,7 +6,7 @@ import nki.language as nl
 
 from kernels.blocks import contraction_split, filled, load_contraction, transpose_interleaved
 from kernels.gated_mlp import weight_view
-from kernels.routing import top_experts
+from kernels.routing import best_experts, softmax_shares, sum_of_all
 
 SBUF_FOR_WEIGHTS = 160 * 1024
 """Bytes of each partition that experts' weights may take."""
@@ -89,27 +89,43 @@ def nki_moe_decode_kernel(
         "nki_moe_decode_kernel: fp8 weights need scales"
     )
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
-    normed, logits, factor = normalise_and_route(x, norm_weight, router_weight, eps)
-    shares, chosen = top_experts(logits, top_k, normalise, factor)
-    shares, chosen = on_all_partitions(shares[:, 0:top_k], chosen[:, 0:top_k])
+    product, squares, logits = weigh_and_route(x, norm_weight, router_weight)
+    copy = None if normalise else copied(logits)
+    values, chosen = best_experts(logits, top_k)
+    factor, normed = normalise_weighted(product, squares, eps, x.dtype)
+    everything = None if normalise else sum_of_all(copy, factor)
+    shares = softmax_shares(values[:, 0:top_k], everything, factor)
+    shares, chosen = on_all_partitions(shares, chosen[:, 0:top_k])
     total = run_experts(normed, shares, chosen, top_k, weights, scales, buffers)
     store_sum(total, out)
     return out
 
 
-def normalise_and_route(x, norm_weight, router_weight, eps):
-    """The normalised tokens, transposed, and their logits without the RMS factor.
+def copied(tile):
+    """A copy in SBUF, fp32."""
+    copy = nl.ndarray(tile.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=copy, src=tile)
+    return copy
+
+
+def weigh_and_route(x, norm_weight, router_weight):
+    """x * norm_weight, transposed, its squares, and the logits, all without the RMS factor.
 
     Returns:
-        (normed, logits, factor): SBUF [partitions, tiles, tokens] of x's dtype; PSUM
-        [tokens, experts] fp32; the RMS factor as an SBUF column [tokens, 1] fp32.
+        (product, squares, logits): SBUF [partitions, tiles, tokens], fp32; SBUF
+        [partitions, tokens], fp32, sums of x * x over tiles; PSUM [tokens, experts], fp32.
     """
     tokens, hidden = x.shape
     experts = router_weight.shape[1]
     partitions, tiles = contraction_split(hidden)
     rows = nl.ndarray((tokens + 1, hidden), dtype=x.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=rows[0:tokens, :], src=x)
-    nisa.dma_copy(dst=rows[tokens : tokens + 1, :], src=norm_weight.reshape((1, hidden)))
+    nisa.dma_copy(
+        dst=rows[tokens : tokens + 1, :],
+        src=norm_weight.reshape((1, hidden)),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.scalar,
+    )
     router = load_contraction(router_weight, 0, experts)
     turned = transpose_interleaved(rows, "vector")  # the last column is norm_weight
     plain = turned[:, :, 0:tokens]
@@ -125,32 +141,44 @@ def normalise_and_route(x, norm_weight, router_weight, eps):
             dst=logits, stationary=weighted[:, j, :], moving=router[:, j, :], accumulate=j > 0
         )
     squares = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(
-        dst=squares.ap(
-            pattern=[[tokens * tiles, partitions], [1, tiles], [tiles, tokens]], offset=0
-        ),
-        op=nl.square,
-        data=plain,
+    by_tile = squares.ap(
+        pattern=[[tokens * tiles, partitions], [1, tiles], [tiles, tokens]], offset=0
     )
+    nisa.activation(dst=by_tile, op=nl.square, data=plain)
     sums = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=sums, op=nl.add, data=squares, axis=2)
+    product = nl.ndarray((partitions, tiles, tokens), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=product, data1=plain, data2=weight, op=nl.multiply)
+    return product, sums, logits
+
+
+def normalise_weighted(product, squares, eps, dtype):
+    """The RMS factor of each token, and the normalised tokens.
+
+    Returns:
+        (factor, normed): SBUF column [tokens, 1], fp32; SBUF [partitions, tiles, tokens].
+    """
+    partitions, tiles, tokens = product.shape
+    hidden = partitions * tiles
     ones = filled((partitions, nl.tile_size.pmax), 1.0, nl.float32)
     by_token = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_matmul(dst=by_token, stationary=sums, moving=ones[:, 0:1], accumulate=False)
+    nisa.nc_matmul(dst=by_token, stationary=squares, moving=ones[:, 0:1], accumulate=False)
     factor = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.sbuf)
     root_mean(factor, by_token, hidden, eps)
     everywhere = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_matmul(dst=everywhere, stationary=ones[:, 0:partitions], moving=sums, accumulate=False)
+    nisa.nc_matmul(
+        dst=everywhere, stationary=ones[:, 0:partitions], moving=squares, accumulate=False
+    )
     factors = nl.ndarray((partitions, tokens), dtype=nl.float32, buffer=nl.sbuf)
     root_mean(factors, everywhere, hidden, eps)
-    normed = nl.ndarray((partitions, tiles, tokens), dtype=x.dtype, buffer=nl.sbuf)
+    normed = nl.ndarray((partitions, tiles, tokens), dtype=dtype, buffer=nl.sbuf)
     nisa.tensor_tensor(
         dst=normed,
-        data1=weighted,
+        data1=product,
         data2=factors.ap(pattern=[[tokens, partitions], [0, tiles], [1, tokens]], offset=0),
         op=nl.multiply,
     )
-    return normed, logits, factor
+    return factor, normed
 
 
 def root_mean(dst, total, count, eps):
@@ -183,9 +211,7 @@ def on_all_partitions(shares, chosen):
     numbers = nl.ndarray((1, tokens, most), dtype=nl.int32, buffer=nl.sbuf)
     for part in range(min(tokens, 2)):
         spread = nl.ndarray((tokens, tokens, most), dtype=nl.float32, buffer=nl.sbuf)
-        source = both.ap(
-            pattern=[[2 * most, tokens], [0, tokens], [1, most]], offset=part * most
-        )
+        source = both.ap(pattern=[[2 * most, tokens], [0, tokens], [1, most]], offset=part * most)
         if tokens > 1:
             nisa.affine_select(
                 dst=spread, pattern=[[-1, tokens], [0, most]], offset=0, channel_multiplier=1,
@@ -214,8 +240,8 @@ def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
     """This core's part of the sum over chosen experts, transposed.
 
     Returns:
-        SBUF tile [partitions, tokens, tiles], fp32; element [p, t, j] is column p * tiles + j of
-        token t.
+        SBUF tile [partitions, tokens, tiles], fp32; element [p, t, j] is column
+        j * partitions + p of token t.
     """
     gate_up, down = weights
     partitions, tiles, tokens = normed.shape
@@ -290,7 +316,7 @@ def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
             for c in range(parts):
                 nisa.nc_matmul(
                     dst=sums[:, t, j : j + 1],
-                    stationary=down_tile[:, c, j:hidden:tiles],
+                    stationary=down_tile[:, c, j * partitions : (j + 1) * partitions],
                     moving=active[:, c : c + 1],
                     accumulate=started[t] or c > 0,
                 )
@@ -348,33 +374,42 @@ def one_token(token, gate_up, share, factors):
 
 
 def store_sum(total, out):
-    """Add the other core's part, and write this core's half of the partitions.
+    """Add the other core's part, and write this core's half of the rows.
+
+    Transposed once more, a row is `partitions` neighbours in HBM; the other way round a DMA
+    would write single elements.
 
     Args:
         total: SBUF [partitions, tokens, tiles], fp32.
         out: HBM tensor [tokens, hidden].
     """
     partitions, tokens, tiles = total.shape
-    hidden = partitions * tiles
     core = nl.program_id(0)
     cores = nl.num_programs()
-    result = nl.ndarray((partitions, tokens, tiles), dtype=out.dtype, buffer=nl.sbuf)
-    if cores > 1:
-        other = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.sendrecv(
-            src=total,
-            dst=other,
-            send_to_rank=1 - core,
-            recv_from_rank=1 - core,
-            pipe_id=0,
-            dma_engine=nisa.dma_engine.dma,
-        )
-        nisa.tensor_tensor(dst=result, data1=total, data2=other, op=nl.add)
-    else:
-        nisa.tensor_copy(dst=result, src=total)
-    first = partitions * core // cores
-    count = partitions * (core + 1) // cores - first
-    nisa.dma_copy(
-        dst=out.ap(pattern=[[tiles, count], [hidden, tokens], [1, tiles]], offset=first * tiles),
-        src=result[first : first + count, :, :],
-    )
+    rows = tokens * tiles
+    flat = total.reshape((partitions, rows))
+    by_row = out.reshape((rows, partitions))
+    for start in range(0, rows, nl.tile_size.pmax):
+        count = min(nl.tile_size.pmax, rows - start)
+        turned = nl.ndarray((count, partitions), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=flat[:, start : start + count])
+        result = nl.ndarray((count, partitions), dtype=out.dtype, buffer=nl.sbuf)
+        if cores > 1:
+            mine = nl.ndarray((count, partitions), dtype=nl.float32, buffer=nl.sbuf)
+            other = nl.ndarray((count, partitions), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=mine, src=turned)
+            nisa.sendrecv(
+                src=mine,
+                dst=other,
+                send_to_rank=1 - core,
+                recv_from_rank=1 - core,
+                pipe_id=0,
+                dma_engine=nisa.dma_engine.gpsimd_dma,
+            )
+            nisa.tensor_tensor(dst=result, data1=mine, data2=other, op=nl.add)
+        else:
+            nisa.tensor_copy(dst=result, src=turned)
+        first = count * core // cores
+        last = count * (core + 1) // cores
+        if last > first:
+            nisa.dma_copy(dst=by_row[start + first : start + last, :], src=result[first:last, :])

@@ -5,7 +5,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from kernels.blocks import evict, load_contraction, multiply, transpose_interleaved
-from kernels.routing import top_experts
+from kernels.routing import best_experts, softmax_shares, sum_of_all
 from kernels.tiling import load_rows
 
 
@@ -66,9 +66,11 @@ def nki_expert_router_kernel(x, router_weight=None, top_k=8, normalise=True, evi
             evict(logits, product, evict_engine)
         else:
             nisa.tensor_copy(dst=logits, src=rows)
-        weights, chosen = top_experts(logits, top_k, normalise)
+        total = None if normalise else sum_of_all(logits)
+        values, chosen = best_experts(logits, top_k)
+        weights = softmax_shares(values[:, 0:top_k], total)
         numbers = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=numbers, src=chosen[:, 0:top_k])
-        nisa.dma_copy(dst=weights_out[start : start + count, :], src=weights[:, 0:top_k])
+        nisa.dma_copy(dst=weights_out[start : start + count, :], src=weights)
         nisa.dma_copy(dst=experts_out[start : start + count, :], src=numbers)
     return weights_out, experts_out
