@@ -191,7 +191,8 @@ class Program:
     """Storages of which parts may be read that only the device knows to be written."""
     psum: PsumState = field(default_factory=PsumState)
     _shared: list[list[NkiTensor]] = field(default_factory=lambda: [[], []])
-    _loop_count: int = 0
+    _loop_counts: list[int] = field(default_factory=lambda: [0, 0])
+    """Loops of each core. Loops that both run have the same number."""
 
     # --- building ---------------------------------------------------------------------
 
@@ -249,9 +250,9 @@ class Program:
 
     def open_loop(self) -> int:
         """Enter a dynamic loop; returns its number."""
-        self._loop_count += 1
-        self.loops.append(self._loop_count)
-        return self._loop_count
+        self._loop_counts[self.core] += 1
+        self.loops.append(self._loop_counts[self.core])
+        return self.loops[-1]
 
     def close_loop(self, number: int) -> None:
         """Leave a dynamic loop, and any inside it that were left by break or return."""
@@ -285,7 +286,7 @@ class Program:
         found = len(self.violations)
         spec.prepare(self, instruction)
         self.psum.note(instruction)
-        if self._loop_count:
+        if self._loop_counts[self.core]:
             self._check_scopes(instruction)
         self.instructions.append(instruction)
         if self.eager is not None:
