@@ -41,7 +41,7 @@ class Operator:
     reuses_input: bool = False
     """`unary` reads x after it began to write; it is called f(x, out, scratch), where scratch
     is an fp32 array that does not overlap x."""
-    generation: int = 3
+    generation: int = 2
     """The first NeuronCore generation that has it."""
     since: str = "0.3"
     """The first `nki` version that has it."""

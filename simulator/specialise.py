@@ -154,9 +154,9 @@ def _has_tensors(value: Any) -> bool:
 def _nested(program: Program, name: str, value: Any) -> Any:
     """Allocate the tensors in an argument: itself, or inside tuples and dictionaries."""
     if isinstance(value, TensorSpec):
-        tensor = program.allocate(
-            value.shape, value.dtype, MemoryRegion.shared_hbm, name, "argument"
-        )
+        # nl.hbm; shared_hbm where two cores see it (nki_facts.md §4.1).
+        region = MemoryRegion.private_hbm if program.lnc == 1 else MemoryRegion.shared_hbm
+        tensor = program.allocate(value.shape, value.dtype, region, name, "argument")
         program.arguments[name] = tensor
         return tensor
     if isinstance(value, tuple):
@@ -247,7 +247,7 @@ def _take_results(program: Program, function: Callable[..., Any], returned: Any)
                     value=type(result).__name__,
                 )
             )
-        elif result.buffer is not MemoryRegion.shared_hbm:
+        elif result.buffer is not MemoryRegion.shared_hbm and result.storage.role != "argument":
             # 0.2 took private outputs, AWS's simulator does; on chip tensors nothing takes.
             private = result.buffer is MemoryRegion.private_hbm
             (program.lax if private else program.violations).append(

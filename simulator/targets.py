@@ -40,7 +40,10 @@ TARGETS: dict[str, Target] = {
 CHECKED = ("trn2", "trn3")
 """The targets that NKI 0.3 to 0.7 compile for."""
 
-_ALIASES = {"trn1": "trn1", "inf2": "trn1", "gen2": "trn1", "trn2": "trn2", "gen3": "trn2", "trn3": "trn3", "gen4": "trn3"}
+_ALIASES = {
+    "trn1": "trn1", "inf2": "trn1", "gen2": "trn1", "trn2": "trn2", "gen3": "trn2",
+    "trn3": "trn3", "gen4": "trn3",
+}  # fmt: skip
 VARIABLE = "NEURON_PLATFORM_TARGET_OVERRIDE"
 
 

@@ -259,6 +259,13 @@ class NkiTensor:
     reinterpret_cast = views.view
 
 
+class OutsideTensor(NkiTensor):
+    """An access pattern that leaves its storage; `fault` is raised where it is used."""
+
+    __slots__ = ("fault",)
+    fault: Exception
+
+
 def eager_values(tensor: NkiTensor) -> Any:
     """The tensor's present values in eager mode, else None."""
     from simulator.context import CURRENT

@@ -474,7 +474,9 @@ def ap(
             value="2",
         )
     row = math.prod(tensor.shape[indirect_dim + 1 :]) * tensor.dtype.itemsize // element.itemsize
-    _check_pattern(tensor, element, start, steps, counts, vector_offset is not None)
+    fault = _check_pattern(tensor, element, start, steps, counts, vector_offset is not None)
+    if fault is not None:
+        return outside_view(tensor, counts, steps, start, element, fault)
     view = tensor.__class__(tensor.storage, counts, steps, start, element)
     if scalar_offset is not None:
         from simulator.registers import VirtualRegister
@@ -495,6 +497,22 @@ def _start(tensor: NkiTensor, element: DType) -> Any:
     return start if rest == 0 else f"{tensor.offset} of {tensor.dtype}"
 
 
+def outside_view(
+    tensor: NkiTensor,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+    dtype: DType,
+    fault: NkiValidationError,
+) -> NkiTensor:
+    """A view that leaves its storage: kernels may make it, but no instruction takes it."""
+    from simulator.tensor import OutsideTensor
+
+    view = OutsideTensor(tensor.storage, shape, strides, offset, dtype)
+    view.fault = fault
+    return view
+
+
 def _bad_pattern(tensor: NkiTensor, pattern: Any) -> NkiValidationError:
     return refuse(
         "access-pattern",
@@ -512,7 +530,8 @@ def _check_pattern(
     steps: tuple[int, ...],
     counts: tuple[int, ...],
     by_rows: bool,
-) -> None:
+) -> NkiValidationError | None:
+    """Refuse what is no pattern; return what leaves the storage, which only its use makes wrong."""
     if not counts or any(count <= 0 for count in counts) or not isinstance(start, int):
         pairs = [list(pair) for pair in zip(steps, counts, strict=True)]
         raise _bad_pattern(tensor, pairs if isinstance(start, int) else f"offset {start!r}")
@@ -541,13 +560,14 @@ def _check_pattern(
     least = start + sum(step * (count - 1) for step, count in span if step < 0)
     elements = storage.bytes // element.itemsize
     if least < 0 or last >= elements:
-        raise refuse(
+        return refuse(
             "out-of-bounds",
             f"Out-of-bound access pattern for tensor `{tensor.name}`",
             "Make offset and pattern fit the storage",
             limit=f"elements 0 to {elements - 1}",
             value=f"elements {least} to {last}",
         )
+    return None
 
 
 def _check_partition_end(

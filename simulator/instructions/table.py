@@ -20,7 +20,7 @@ from simulator.dtypes import DType
 from simulator.errors import refuse
 from simulator.operators import Operator
 from simulator.registers import VirtualRegister
-from simulator.tensor import MemoryRegion, NkiTensor
+from simulator.tensor import MemoryRegion, NkiTensor, OutsideTensor
 
 if TYPE_CHECKING:
     from simulator.program import Instruction, Program
@@ -171,6 +171,9 @@ class InstructionSpec:
 
     def _check_kinds(self, program: Program, instruction: Instruction) -> None:
         operands = instruction.operands
+        for name in self.operands:
+            if operands[self.index[name]].__class__ is OutsideTensor:
+                raise operands[self.index[name]].fault
         for name in self.tensors:
             value = operands[self.index[name]]
             if isinstance(value, NkiTensor) or (
@@ -334,17 +337,10 @@ def _with_dtype(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Instruction:
-    """`dtype=`, which instructions had until NKI 0.2: dst's dtype and nothing else.
-
-    Raises:
-        TypeError: it is not dst's dtype.
-    """
+    """`dtype=`, which some instructions still took in NKI 0.2; dst decides in any case."""
     program = current_program()
     dtype = kwargs.pop("dtype")
     emitted = program.emit(spec, function(*args, **kwargs))
-    dst = emitted.get("dst")
-    if dtype is not None and (not isinstance(dst, NkiTensor) or dst.dtype != dtype):
-        raise TypeError(f"{spec.name}() got an unexpected keyword argument 'dtype'")
     program.tolerate(
         emitted,
         "legacy-dtype",

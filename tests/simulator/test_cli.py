@@ -752,3 +752,6 @@ def test_as_a_program(kernels: str) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout)["targets"][0]["violations"]
     assert done.stderr == ""
+
+
+FIRES = {"python-error"}

@@ -529,7 +529,7 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     power_of_a_number: ("operator", "", "nl.power"),
     rsqrt_of_psum: ("buffer", "sbuf", "psum"),
     over_partitions: ("reduce-axis", "", "(0, 1)"),
-    hbm_tile: ("buffer", "psum, sbuf", "shared_hbm"),
+    hbm_tile: ("buffer", "psum, sbuf", "private_hbm"),
     untransposed: ("matmul-transpose", "True", "False"),
     loaded_on_chip: ("buffer", "private_hbm, shared_hbm", "sbuf"),
     stored_from_psum: ("buffer", "private_hbm, sbuf, shared_hbm", "psum"),

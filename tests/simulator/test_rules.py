@@ -265,7 +265,7 @@ def second_axis(x: Any) -> Any:
 RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     start: ("partition-start", "start at 0 or 32 or 64 or 96", "1"),
     partitions: ("partition-limit", "128", "129"),
-    hbm_operand: ("buffer", "psum, sbuf", "shared_hbm"),
+    hbm_operand: ("buffer", "psum, sbuf", "private_hbm"),
     psum_dma: ("buffer", "private_hbm, sbuf, shared_hbm", "psum"),
     gpsimd_psum: ("buffer", "sbuf", "psum"),
     column_broadcast: ("no-broadcast", "32", "1"),

@@ -18,6 +18,7 @@ from rule_bench import X, loaded, sbuf, stored, violations
 from simulator.errors import NkiValidationError
 from simulator.specialise import TensorSpec
 from simulator.targets import TARGETS
+from simulator.tensor import OutsideTensor
 from simulator.views import with_scalar
 
 Array = np.ndarray[Any, Any]
@@ -737,11 +738,13 @@ def test_an_indirect_element_out_of_bounds() -> None:
 
 
 def viewing(step: Step, on_chip: bool = True) -> Callable[..., Any]:
-    """A kernel that takes a view of x, or of a tile of it."""
+    """A kernel that takes a view of x, or of a tile of it, and uses it if it is one at all."""
 
     def body(x: Any) -> Any:
         view = step(loaded(x) if on_chip else x)
         assert view is not None
+        if isinstance(view, OutsideTensor):  # made, but no instruction takes it
+            nisa.tensor_copy(dst=view, src=view)
         return stored(loaded(x))
 
     return body
