@@ -41,7 +41,7 @@ def held_as_float32(tensor: NkiTensor) -> bool:
 
 def _broadcast_shape(tensor: NkiTensor, shape: Shape) -> Shape:
     """A tile is given `shape`; a (P, 1) column is given (P, 1, …, 1)."""
-    if tensor.size == math.prod(shape):
+    if tensor.shape == shape or tensor.size == math.prod(shape):
         return shape
     return (shape[0],) + (1,) * (len(shape) - 1)
 
@@ -63,7 +63,7 @@ def reader(value: Any, shape: Shape, slots: Slots, number: int | None = None) ->
         return lambda views: constant
     slot = slots(value)
     wanted = _broadcast_shape(value, shape)
-    if held_as_float32(value):
+    if value.dtype is float32 or value.dtype is tfloat32:
         if value.shape == wanted:
             return lambda views: views[slot]
         return lambda views: views[slot].reshape(wanted)
@@ -119,14 +119,16 @@ def one_pass(
 
     Small tiles are common and there the calls made are what costs: plain operands make one.
     """
-    to, shape = slots(dst), dst.shape
-    first, second = plain_slot(x, shape, slots), plain_slot(y, shape, slots)
-    if dst.dtype is float32 and first is not None:
-        if second is not None:
-            return lambda views: function(views[first], views[second], out=views[to])
-        if isinstance(y, int | float):
-            constant = np.float32(y)
-            return lambda views: function(views[first], constant, out=views[to])
+    shape = dst.shape
+    if dst.dtype is float32:
+        first, second = plain_slot(x, shape, slots), plain_slot(y, shape, slots)
+        to = slots(dst)
+        if first is not None and second is not None:
+            frm, other = first, second
+            return lambda views: function(views[frm], views[other], out=views[to])
+        if first is not None and isinstance(y, int | float):
+            frm, constant = first, np.float32(y)
+            return lambda views: function(views[frm], constant, out=views[to])
     a, b = reader(x, shape, slots, 0), reader(y, shape, slots, number)
     return write(dst, slots, lambda views, out: function(a(views), b(views), out=out))
 

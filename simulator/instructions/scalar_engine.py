@@ -58,25 +58,32 @@ IDENTITY = {add: 0.0, maximum: -np.inf, minimum: np.inf, abs_max: 0.0, abs_min: 
 # --- (data op0 imm0) op1 imm1 ------------------------------------------------------------------
 
 
-def _steps(instruction: Instruction, slots: Slots) -> list[Step]:
-    """What happens to the data before the function: scale and bias, or activate2's two stages."""
-    shape = instruction["dst"].shape
+def _stages(instruction: Instruction) -> list[tuple[Operator, Any, bool]]:
+    """What happens to the data before the function: (operator, operand, reverse) of each stage.
+
+    That is scale and bias, or activate2's two operators, without those that change nothing.
+    """
     if instruction.spec.name == "activate2":
         stages = [
             (instruction[f"op{i}"], instruction[f"imm{i}"], instruction[f"reverse{i}"])
             for i in (0, 1)
         ]
-    else:
-        scale, bias = instruction["scale"], instruction["bias"]
-        stages = []
-        if not (isinstance(scale, int | float) and scale == 1):
-            stages.append((multiply, scale, False))
-        if not (bias is None or (isinstance(bias, int | float) and bias == 0)):
-            stages.append((add, bias, False))
+        return [stage for stage in stages if stage[0] is not bypass]
+    scale, bias = instruction["scale"], instruction["bias"]
+    found = []
+    if not (isinstance(scale, int | float) and scale == 1):
+        found.append((multiply, scale, False))
+    if not (bias is None or (isinstance(bias, int | float) and bias == 0)):
+        found.append((add, bias, False))
+    return found
+
+
+def _steps(instruction: Instruction, slots: Slots) -> list[Step]:
+    """The stages as functions on arrays."""
+    shape = instruction["dst"].shape
     return [
         (_stage(operator, reverse), reader(value, shape, slots))
-        for operator, value, reverse in stages
-        if operator is not bypass
+        for operator, value, reverse in _stages(instruction)
     ]
 
 
@@ -185,11 +192,13 @@ def _lanes(instruction: Instruction) -> slice:
 def _in_one_call(instruction: Instruction, slots: Slots) -> Run | None:
     """A function of plain fp32 data and nothing else; None if there is more to it."""
     dst, operator = instruction["dst"], instruction["op"]
-    frm = plain_slot(instruction["data"], dst.shape, slots)
-    if frm is None or dst.dtype is not dtypes.float32 or _steps(instruction, slots):
-        return None
     unary = operator.unary
-    if operator is prelu or operator.reuses_input or unary is None:
+    if dst.dtype is not dtypes.float32 or operator.reuses_input or operator is prelu:
+        return None
+    if unary is None or _stages(instruction):
+        return None
+    frm = plain_slot(instruction["data"], dst.shape, slots)
+    if frm is None:
         return None
     to = slots(dst)
     return lambda views: unary(views[frm], views[to])
