@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from simulator.instructions.control import LOOPS
-from simulator.instructions.table import HBM, InstructionSpec
-from simulator.lifetimes import footprint, lifetimes
+from simulator.instructions.table import InstructionSpec
+from simulator.lifetimes import lifetimes
 from simulator.tensor import MemoryRegion, NkiTensor, Storage
 from simulator.timing import collectives
 from simulator.timing.cost import BANK, BRANCH, ENGINES, MEET, QUEUES, Cost, cost
-from simulator.timing.dependencies import Banks, Layout, Memory, State, signature
+from simulator.timing.dependencies import Banks, Layout, Memory, State
 from simulator.timing.loops import unroll
 from simulator.timing.machine import Machine
 
@@ -27,6 +27,11 @@ QUEUE_COUNT = len(QUEUES)
 _RINGS = frozenset(QUEUES.index(name) for name in ("loads", "stores"))
 _TENSOR = QUEUES.index("tensor")
 _MANY_READERS = 12
+_HBM_ENGINES = frozenset({"dma", "sync"})
+"""Engines whose instructions touch HBM; core_barrier, which can run on others, only orders."""
+_NEW, _UNTRACKED, _STATE = -1, -2, -3
+"""In place of a storage's number in cost signatures: not used yet; nothing waits for it; it has
+several views."""
 _EXTRAS = frozenset(
     {"op", "perf_mode", "is_transpose", "dge_mode", "engine", "dma_engine", "num_elem_per_idx",
      "num_valid_indices", "n", "axes", "replica_group"}
@@ -90,7 +95,11 @@ def decode(
 
 
 class _Decoder:
-    """The state of the pass."""
+    """The state of the pass.
+
+    Most storages are accessed through one view only: for them three lists by storage hold all
+    there is to know. The others have a `State`.
+    """
 
     def __init__(self, program: Program, machine: Machine, decoded: Decoded) -> None:
         self.program = program
@@ -99,13 +108,21 @@ class _Decoder:
         target = program.target
         self.sbuf = [Memory(target.sbuf_bytes_per_partition) for _ in range(program.lnc)]
         self.psum = [Banks(target.psum_banks, target.psum_bank_bytes) for _ in range(program.lnc)]
-        self.states: list[State | None] = [None] * len(program.storages)
         self.untracked = _untracked(program)
-        self.layouts: dict[tuple[int, int], Layout] = {}
-        self.pool: list[State] = []
-        """States of dead storages, to be used again."""
+        count = len(program.storages)
+        self.first: list[NkiTensor | None] = [None] * count
+        """The only view of a storage so far; None before its first use, and with a State."""
+        self.signs: list[int] = [_NEW] * count
+        """The number of that view in cost signatures, or one of the marks below."""
+        self.writer: list[int] = [-1] * count
+        """The instruction that wrote it last."""
+        self.readers: list[Any] = [None] * count
+        """Those that have read it since: None, one number, or a list."""
+        self.states: dict[int, State] = {}
+        self.layouts: dict[tuple[MemoryRegion, int], Layout] = {}
         self.numbers: dict[Any, int] = {}
-        """Of cost signatures."""
+        """Of views in cost signatures: by shape, strides, dtype, memory region and kind of
+        address."""
         self.waits: list[int] = []
         """What a new storage's first use waits for."""
 
@@ -114,13 +131,12 @@ class _Decoder:
 
         The hot loop of the model: local names, no calls for what is common.
         """
-        decoded, states = self.decoded, self.states
-        costs, queues = decoded.costs, decoded.queues
+        decoded = self.decoded
+        firsts, signs, writers, everyone = self.first, self.signs, self.writer, self.readers
+        costs, queues, depends = decoded.costs, decoded.queues, decoded.depends
         instructions = decoded.instructions if order is not self.program.instructions else None
         if instructions is None:
             decoded.instructions = self.program.instructions
-        depends = decoded.depends
-        numbers = self.numbers
         plans: dict[InstructionSpec, _Plan] = {}
         explicit: dict[int, int] | None = None
         if any(i.after for i in self.program.instructions):
@@ -140,75 +156,64 @@ class _Decoder:
                 if tensor.__class__ is not NkiTensor:
                     key.append(self._others(tensor, at, raw, None))
                     continue
-                state = states[tensor.storage.index]
-                if state is None:
-                    state = self._state(tensor.storage)
-                if tensor is state.tensor:
-                    number, signed, conflicts, _, _ = state.entry
-                else:
-                    layout = state.layout
-                    if layout is None or tensor.dynamic is not None:
-                        key.append(self._slow(state, tensor, at, raw, None))
+                storage = tensor.storage.index
+                first = firsts[storage]
+                if first is not tensor and (
+                    first is None
+                    or first.shape != tensor.shape
+                    or first.offset != tensor.offset
+                    or first.strides != tensor.strides
+                    or first.dtype is not tensor.dtype
+                    or tensor.dynamic is not None
+                ):
+                    sign = self._access(tensor, storage, at, raw, None)
+                    if sign >= 0:
+                        key.append(sign)
                         continue
-                    view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
-                    entry = layout.index.get(view) or state.add(view, tensor, numbers)
-                    number, signed, conflicts, _, grown = state.entry = entry
-                    state.tensor = tensor
-                    if grown is not None:
-                        state.layout = grown
-                        state.writers.append(-1)
-                        state.readers.append([])
-                key.append(signed)
-                writer = state.writers[number]
+                key.append(signs[storage])
+                writer = writers[storage]
                 if writer >= 0:
                     raw.append(writer)
-                for other in conflicts:
-                    writer = state.writers[other]
-                    if writer >= 0:
-                        raw.append(writer)
-                readers = state.readers[number]
-                readers.append(at)
-                if len(readers) > _MANY_READERS:
-                    _compress(readers, queues)
+                readers = everyone[storage]
+                if readers is None:
+                    everyone[storage] = at
+                elif readers.__class__ is int:
+                    everyone[storage] = [readers, at]
+                else:
+                    readers.append(at)
+                    if len(readers) > _MANY_READERS:
+                        _compress(readers, queues)
             for operand in plan.writes:
                 tensor = operands[operand]
                 if tensor.__class__ is not NkiTensor:
                     key.append(self._others(tensor, at, raw, war))
                     continue
-                state = states[tensor.storage.index]
-                if state is None:
-                    state = self._state(tensor.storage)
-                if tensor is state.tensor:
-                    number, signed, conflicts, covered, _ = state.entry
-                else:
-                    layout = state.layout
-                    if layout is None or tensor.dynamic is not None:
-                        key.append(self._slow(state, tensor, at, raw, war))
+                storage = tensor.storage.index
+                first = firsts[storage]
+                if first is not tensor and (
+                    first is None
+                    or first.shape != tensor.shape
+                    or first.offset != tensor.offset
+                    or first.strides != tensor.strides
+                    or first.dtype is not tensor.dtype
+                    or tensor.dynamic is not None
+                ):
+                    sign = self._access(tensor, storage, at, raw, war)
+                    if sign >= 0:
+                        key.append(sign)
                         continue
-                    view = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
-                    entry = layout.index.get(view) or state.add(view, tensor, numbers)
-                    number, signed, conflicts, covered, grown = state.entry = entry
-                    state.tensor = tensor
-                    if grown is not None:
-                        state.layout = grown
-                        state.writers.append(-1)
-                        state.readers.append([])
-                key.append(signed)
-                writers, everyone = state.writers, state.readers
-                if writers[number] >= 0:
-                    war.append(writers[number])
-                if everyone[number]:
-                    war += everyone[number]
-                    everyone[number] = []
-                if conflicts:
-                    for other in conflicts:
-                        if writers[other] >= 0:
-                            war.append(writers[other])
-                        war += everyone[other]
-                    for other in covered:
-                        writers[other] = at
-                        everyone[other] = []
-                writers[number] = at
+                key.append(signs[storage])
+                readers = everyone[storage]
+                if readers is None:
+                    if writers[storage] >= 0:
+                        war.append(writers[storage])
+                else:  # they waited for the writer
+                    if readers.__class__ is int:
+                        war.append(readers)
+                    else:
+                        war += readers
+                    everyone[storage] = None
+                writers[storage] = at
             for operand in plan.extras:
                 value = operands[operand]
                 key.append(value if value.__class__ is int else id(value))
@@ -236,12 +241,13 @@ class _Decoder:
                     other = queues[j]
                     if other != skip and last.get(other, -1) < j:
                         last[other] = j
-                skip = -1 if kind in _RINGS else queue
-                for j in war:
-                    if j != at:
-                        other = queues[j]
-                        if other != skip and last.get(other, -1) < j:
-                            last[other] = j
+                if war:
+                    skip = -1 if kind in _RINGS else queue
+                    for j in war:
+                        if j != at:
+                            other = queues[j]
+                            if other != skip and last.get(other, -1) < j:
+                                last[other] = j
                 if last:
                     found = tuple(last.values())
             if instructions is not None:
@@ -259,119 +265,167 @@ class _Decoder:
             if position in dying:
                 self._bury(dying[position])
 
-    # --- what is rare ----------------------------------------------------------------------
+    # --- off the fast path -------------------------------------------------------------------
 
-    def _slow(
-        self, state: State, tensor: NkiTensor, at: int, raw: list[int], war: list[int] | None
+    def _access(
+        self, tensor: NkiTensor, storage: int, at: int, raw: list[int], war: list[int] | None
     ) -> int:
-        """An access to HBM that nothing waits for, or with an address from the device.
+        """An access by another view than the storage's only one.
 
         Args:
-            state: of the tensor's storage.
             tensor: what is accessed.
+            storage: its storage.
             at: by which instruction.
             raw: gets what a read waits for.
             war: gets what a write waits for; None for a read.
+
+        Returns:
+            The view's number in cost signatures; -1 if it is now the storage's only view, and
+            the caller goes on as usual.
         """
-        found_signature = signature(state, tensor, self.numbers)
+        mark = self.signs[storage]
+        if mark == _NEW:
+            where = tensor.storage
+            if where.buffer is MemoryRegion.sbuf:
+                memory = self.sbuf[where.core or 0]
+                size = where.size // where.shape[0] * where.dtype.itemsize
+                if memory.fresh >= size:
+                    memory.fresh -= size
+                else:
+                    self.waits += memory.take(size)
+            elif where.buffer is MemoryRegion.psum:
+                self.waits += self.psum[where.core or 0].take(where)
+            elif storage in self.untracked:
+                self.signs[storage] = _UNTRACKED
+                return self._sign(tensor)
+            if tensor.dynamic is None:
+                self.first[storage] = tensor
+                self.signs[storage] = self._sign(tensor)
+                return -1
+        elif mark == _UNTRACKED:
+            return self._sign(tensor)
+        state = self.states.get(storage)
+        if state is None:
+            state = self._promote(tensor.storage)
+        return self._many(state, tensor, at, raw, war)
+
+    def _sign(self, tensor: NkiTensor) -> int:
+        """A number for what the cost of an access depends on."""
+        region = tensor.storage.buffer._value_
+        key: Any = (tensor.shape, tensor.strides, tensor.dtype, region)
         if tensor.dynamic is not None:
-            for index in tensor.dynamic.tensors():
-                self._others((index,), at, raw, None)
-        if state.layout is None:
-            return found_signature
+            key = (*key, tensor.dynamic.rows is not None)
+        found = self.numbers.get(key)
+        if found is None:
+            found = self.numbers[key] = len(self.numbers)
+        return found
+
+    def _promote(self, storage: Storage) -> State:
+        """A storage gets its second view, or one whose address is known on the device only."""
+        index, on_chip = storage.index, storage.buffer.on_chip
+        row = storage.bytes_per_partition if on_chip else storage.shape[-1] * storage.dtype.itemsize
+        layout = self.layouts.get((storage.buffer, row))
+        if layout is None:
+            layout = self.layouts[storage.buffer, row] = Layout(row)
+        state = self.states[index] = State(layout)
+        first = self.first[index]
+        if first is not None:
+            view = (first.offset, first.shape, first.strides, first.dtype)
+            entry = layout.index.get(view) or state.add(view, first, self.signs[index])
+            if entry[4] is not None:
+                state.enter(entry[4])
+            state.writers[0] = self.writer[index]
+            readers = self.readers[index]
+            if readers is not None:
+                state.readers[0] = [readers] if isinstance(readers, int) else readers
+        self.first[index] = None
+        self.signs[index] = _STATE
+        return state
+
+    def _many(
+        self, state: State, tensor: NkiTensor, at: int, raw: list[int], war: list[int] | None
+    ) -> int:
+        """An access to a storage with several views; arguments as for `_access`."""
         static = tensor.dynamic is None
-        shape, strides = (tensor.shape, tensor.strides) if static else ((), ())
-        view = (tensor.offset if static else -1, shape, strides, tensor.dtype)
-        found = state.layout.index.get(view) or state.add(view, tensor, self.numbers)
-        number, _, conflicts, covered, grown = found
-        if grown is not None:
-            state.layout = grown
-            state.writers.append(-1)
-            state.readers.append([])
-        for other in (number, *conflicts):
-            if state.writers[other] >= 0:
-                (raw if war is None else war).append(state.writers[other])
-            if war is not None:
-                war += state.readers[other]
-        if war is None:
-            state.readers[number].append(at)
+        if static:
+            view: Any = (tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
         else:
-            state.readers[number] = []
-            state.writers[number] = at
-            for other in covered if static else ():
-                state.writers[other] = at
-                state.readers[other] = []
-        return found_signature
+            view = (-1, tensor.shape, tensor.strides, tensor.dtype)
+            self._indices(tensor, at, raw)
+        entry = state.layout.index.get(view) or state.add(view, tensor, self._sign(tensor))
+        number, sign, conflicts, covered, grown = entry
+        if grown is not None:
+            state.enter(grown)
+        writers, everyone = state.writers, state.readers
+        if war is None:
+            if writers[number] >= 0:
+                raw.append(writers[number])
+            for other in conflicts:
+                if writers[other] >= 0:
+                    raw.append(writers[other])
+            readers = everyone[number]
+            readers.append(at)
+            if len(readers) > _MANY_READERS:
+                _compress(readers, self.decoded.queues)
+            return sign
+        for other in (number, *conflicts):
+            if everyone[other]:
+                war += everyone[other]
+            elif writers[other] >= 0:
+                war.append(writers[other])
+        if static:
+            for other in covered:
+                writers[other] = at
+                everyone[other] = []
+            everyone[number] = []
+        writers[number] = at
+        return sign
+
+    def _indices(self, tensor: NkiTensor, at: int, raw: list[int]) -> None:
+        """Read the index tiles of a view with an address from the device."""
+        assert tensor.dynamic is not None
+        self._others(tuple(tensor.dynamic.tensors()), at, raw, None)
 
     def _others(self, value: Any, at: int, raw: list[int], war: list[int] | None) -> Any:
         """An operand that is a list of tensors, a number, a register or nothing."""
         if not isinstance(value, list | tuple):
             return value is None
-        return tuple(
-            self._slow(self.states[t.storage.index] or self._state(t.storage), t, at, raw, war)
-            for t in value
-            if isinstance(t, NkiTensor)
-        )
-
-    def _state(self, storage: Storage) -> State:
-        """A storage's state at its first use: on chip it gets its memory."""
-        core = storage.core or 0
-        if not storage.buffer.on_chip:
-            layout = None
-            if storage.index not in self.untracked:
-                layout = self._layout(0, storage.shape[-1] * storage.dtype.itemsize)
-            state = State(0, layout)
-        elif storage.buffer is MemoryRegion.psum:
-            banks = self.psum[core]
-            layout = self._layout(2, storage.bytes_per_partition)
-            state = self._fresh(2, layout, footprint(self.program, storage), banks)
-            self.waits += banks.place(state, storage)
-        else:
-            size = storage.bytes_per_partition
-            memory = self.sbuf[core]
-            state = self._fresh(1, self._layout(1, size), size, memory)
-            if memory.fresh >= size:
-                memory.fresh -= size
-            else:
-                self.waits += memory.take(size)
-        self.states[storage.index] = state
-        return state
-
-    def _fresh(self, where: int, layout: Layout, size: int, memory: Memory) -> State:
-        """A state as new."""
-        if not self.pool:
-            return State(where, layout, size, memory)
-        state = self.pool.pop()
-        state.where, state.layout, state.size, state.memory = where, layout, size, memory
-        state.bank = 0
-        return state
-
-    def _layout(self, where: int, row: int) -> Layout:
-        """The empty layout of storages with rows of this size."""
-        found = self.layouts.get((where, row))
-        if found is None:
-            found = self.layouts[where, row] = Layout(row)
-        return found
+        found = []
+        for tensor in value:
+            if isinstance(tensor, NkiTensor):
+                sign = self._access(tensor, tensor.storage.index, at, raw, war)
+                if sign < 0:  # its first view: from here on with a State
+                    sign = self._many(self._promote(tensor.storage), tensor, at, raw, war)
+                found.append(sign)
+        return tuple(found)
 
     def _bury(self, storages: list[Storage]) -> None:
-        """Storages that no instruction touches any more."""
+        """On-chip storages that no instruction touches any more."""
         for storage in storages:
-            state = self.states[storage.index]
-            if state is not None and state.memory is not None:
-                state.memory.give(state)
-                self.states[storage.index] = state.tensor = None
-                state.writers.clear()
-                state.readers.clear()
-                self.pool.append(state)
+            index = storage.index
+            readers = self.readers[index]
+            if self.signs[index] == _STATE:
+                users = self.states.pop(index).users()
+            elif readers is None:
+                users = [self.writer[index]] if self.writer[index] >= 0 else []
+            elif readers.__class__ is int:
+                users = [readers]
+            else:
+                users = readers
+            if storage.buffer is MemoryRegion.psum:
+                self.psum[storage.core or 0].give(index, users)
+            else:
+                size = storage.size // storage.shape[0] * storage.dtype.itemsize
+                self.sbuf[storage.core or 0].dead.append((size, users))
 
     def _note_bank(self, operands: tuple[Any, ...], plan: _Plan, at: int) -> None:
         """Find the PSUM bank an instruction works in."""
         for operand in (*plan.reads, *plan.writes):
             tensor = operands[operand]
             if isinstance(tensor, NkiTensor) and tensor.buffer is MemoryRegion.psum:
-                state = self.states[tensor.storage.index]
-                if state is not None and state.bank:
-                    self.decoded.banks[at] = state.bank
+                bank = self.psum[tensor.storage.core or 0].bank(tensor.storage.index)
+                if bank:
+                    self.decoded.banks[at] = bank
 
     def _branch(self, instruction: Instruction, price: Cost) -> int:
         """A loop's end is a branch in every engine's queue of its core."""
@@ -419,24 +473,28 @@ def _deaths(program: Program) -> dict[int, list[Storage]]:
 
 def _untracked(program: Program) -> set[int]:
     """HBM storages that are only read, or only written: nothing waits for them."""
-    touches: dict[InstructionSpec, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     read: set[int] = set()
     written: set[int] = set()
-    nothing: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    plans: dict[InstructionSpec, _Plan] = {}
     for instruction in program.instructions:
-        spec = instruction.spec
-        places = touches.get(spec)
-        if places is None:
-            plan = _Plan(spec)
-            in_hbm = any(operand.buffers & HBM for operand in spec.operands.values())
-            places = touches[spec] = (plan.reads, plan.writes) if in_hbm else nothing
-        if places is not nothing:
-            for operands, found in zip(places, (read, written), strict=True):
-                for operand in operands:
-                    value = instruction.operands[operand]
-                    for tensor in value if isinstance(value, list | tuple) else (value,):
-                        if isinstance(tensor, NkiTensor):
-                            found.add(tensor.storage.index)
+        if instruction.engine not in _HBM_ENGINES:
+            continue
+        plan = plans.get(instruction.spec)
+        if plan is None:
+            plan = plans[instruction.spec] = _Plan(instruction.spec)
+        operands = instruction.operands
+        for at in plan.reads:
+            value = operands[at]
+            if value.__class__ is NkiTensor:
+                read.add(value.storage.index)
+            elif value.__class__ in (list, tuple):
+                read.update(t.storage.index for t in value if isinstance(t, NkiTensor))
+        for at in plan.writes:
+            value = operands[at]
+            if value.__class__ is NkiTensor:
+                written.add(value.storage.index)
+            elif value.__class__ in (list, tuple):
+                written.update(t.storage.index for t in value if isinstance(t, NkiTensor))
     return {
         storage.index
         for storage in program.storages

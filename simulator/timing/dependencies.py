@@ -25,7 +25,6 @@ Entry = tuple[int, int, list[int], list[int], Any]
 views with which it has bytes in common, and of those that it covers; and, of a view that the
 layout does not have yet, the Layout that has it."""
 
-_NO_ENTRY: Entry = (0, 0, [], [], None)
 EVERYTHING: Box = (0, 1 << 60, 0, 1 << 60)
 _SHARED_VIEWS = 16
 """Layouts with more views than this are their storage's own."""
@@ -120,67 +119,43 @@ class Layout:
 
 
 class State:
-    """What is known about one storage while the Program is walked through."""
+    """What is known about a storage that is accessed through several views."""
 
-    __slots__ = (
-        "bank", "entry", "layout", "memory", "readers", "size", "tensor", "where", "writers",
-    )  # fmt: skip
+    __slots__ = ("layout", "readers", "writers")
 
-    def __init__(
-        self, where: int, layout: Layout | None, size: int = 0, memory: Memory | None = None
-    ) -> None:
+    def __init__(self, layout: Layout) -> None:
         """Args:
-        where: a small number that tells memory regions apart, part of cost signatures.
-        layout: its views; None if nothing ever waits for it.
-        size: bytes of a partition that it takes; 0 for HBM.
-        memory: the memory it rotates through.
+        layout: its views.
         """
-        self.where = where
         self.layout = layout
-        self.size = size
-        self.memory = memory
-        self.bank = 0
-        self.tensor: NkiTensor | None = None
-        """The tensor it was accessed through last, of static address."""
-        self.entry: Entry = _NO_ENTRY
-        """Of that tensor."""
         self.writers: list[int] = []
         """By view: the instruction that wrote it last, or -1."""
         self.readers: list[list[int]] = []
         """By view: the instructions that have read it since."""
 
-    def add(self, view: View, tensor: NkiTensor, numbers: dict[Any, int]) -> Entry:
-        """A view that no storage of this layout has been accessed by before.
+    def enter(self, grown: Layout) -> None:
+        """Take the layout that has one view more."""
+        self.layout = grown
+        self.writers.append(-1)
+        self.readers.append([])
 
-        Args:
-            view: of the tensor.
-            tensor: the tensor.
-            numbers: of cost signatures, by what they stand for.
-        """
-        layout = self.layout
-        assert layout is not None
-        box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, layout.row)
-        entry = layout.grow(view, box, signature(self, tensor, numbers))
+    def add(self, view: View, tensor: NkiTensor, signature: int) -> Entry:
+        """A view that no storage of this layout has been accessed by before."""
+        box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, self.layout.row)
+        entry = self.layout.grow(view, box, signature)
         if entry[4] is None:
-            self.writers.append(-1)
-            self.readers.append([])
+            self.enter(self.layout)
         return entry
 
-    def everyone(self) -> list[int]:
-        """The instructions that touched it last."""
-        found = [writer for writer in self.writers if writer >= 0]
-        for readers in self.readers:
-            found += readers
+    def users(self) -> list[int]:
+        """The instructions that touched it last: readers waited for the writer."""
+        found: list[int] = []
+        for writer, readers in zip(self.writers, self.readers, strict=True):
+            if readers:
+                found += readers
+            elif writer >= 0:
+                found.append(writer)
         return found
-
-
-def signature(state: State, tensor: NkiTensor, numbers: dict[Any, int]) -> int:
-    """A number for what the cost of an access depends on."""
-    mode = 0
-    if tensor.dynamic is not None:
-        mode = 2 if tensor.dynamic.rows is not None else 1
-    key = (tensor.shape, tensor.strides, tensor.dtype, state.where, mode)
-    return numbers.setdefault(key, len(numbers))
 
 
 def overlaps(a: Box, b: Box) -> bool:
@@ -219,29 +194,29 @@ class Memory:
         """
         self.fresh = capacity
         self.dead: deque[tuple[int, list[int]]] = deque()
+        """Bytes of dead storages, and the instructions that touched them last."""
 
     def take(self, size: int) -> list[int]:
         """Allocate; returns the instructions that must have ended before."""
+        dead = self.dead
+        if not self.fresh and dead and dead[0][0] == size:  # one dies, one of its size is born
+            return dead.popleft()[1]
         waits: list[int] = []
         if self.fresh >= size:
             self.fresh -= size
             return waits
         size -= self.fresh
         self.fresh = 0
-        while size > 0 and self.dead:
-            free, users = self.dead.popleft()
+        while size > 0 and dead:
+            free, users = dead.popleft()
             waits += users
             if free > size:
-                self.dead.appendleft((free - size, users))
+                dead.appendleft((free - size, users))
             size -= free
         return waits
 
-    def give(self, state: State) -> None:
-        """A storage has died."""
-        self.dead.append((state.size, state.everyone()))
 
-
-class Banks(Memory):
+class Banks:
     """PSUM of one core: banks that are taken whole, the longest dead first."""
 
     def __init__(self, banks: int, bank_bytes: int) -> None:
@@ -249,27 +224,25 @@ class Banks(Memory):
         banks: how many there are.
         bank_bytes: of each, per partition.
         """
-        super().__init__(banks * bank_bytes)
         self.bank_bytes = bank_bytes
         self.free: deque[tuple[int, list[int]]] = deque((b, []) for b in range(1, banks + 1))
         self.held: dict[int, list[int]] = {}
+        """Storage -> its banks, counted from 1."""
 
-    def place(self, state: State, storage: Storage) -> list[int]:
+    def take(self, storage: Storage) -> list[int]:
         """Give a storage its banks; returns the instructions that must have ended before."""
-        count = -(-state.size // self.bank_bytes)
+        count = -(-storage.bytes_per_partition // self.bank_bytes)
         wanted = None
         if storage.address is not None:
             wanted = storage.address[1] // self.bank_bytes + 1
         waits: list[int] = []
-        taken: list[int] = []
+        taken = self.held[storage.index] = []
         for step in range(count):
             entry = self._bank(None if wanted is None else wanted + step)
             if entry is None:
                 break
             taken.append(entry[0])
             waits += entry[1]
-        state.bank = taken[0] if taken else 1
-        self.held[id(state)] = taken
         return waits
 
     def _bank(self, wanted: int | None) -> tuple[int, list[int]] | None:
@@ -281,8 +254,12 @@ class Banks(Memory):
                 return entry
         return None
 
-    def give(self, state: State) -> None:
+    def bank(self, storage: int) -> int:
+        """The first bank of a storage; 0 if it got none."""
+        taken = self.held.get(storage)
+        return taken[0] if taken else 0
+
+    def give(self, storage: int, users: list[int]) -> None:
         """A storage has died."""
-        users = state.everyone()
-        for bank in self.held.pop(id(state), []):
+        for bank in self.held.pop(storage, ()):
             self.free.append((bank, users))
