@@ -58,16 +58,25 @@ def rounded(values: Array, dtype: Any) -> Array:
 class NumpyMachine:
     """Each operation on arrays (cores, rows, columns), in order."""
 
-    def __init__(self, arguments: list[Array], cores: int) -> None:
+    def __init__(self, arguments: list[Array], cores: int, precise: bool = True) -> None:
+        """Not precise: floats are fp32 whatever their dtype, until they are results."""
         self.cores = cores
-        self.arguments = [np.repeat(x[None], cores, 0) for x in arguments]
+        self.precise = precise
+        self.arguments = [
+            np.repeat(x[None], cores, 0).astype(self.held(x.dtype)) for x in arguments
+        ]
         self.results: list[Array] = []
+
+    def held(self, dtype: Any) -> Any:
+        """The dtype that an array of `dtype` is held in."""
+        integer = np.dtype(dtype).kind in "iu"
+        return dtype if self.precise or integer else np.float32
 
     def argument(self, position: int) -> Array:
         return self.arguments[position]
 
     def new(self, rows: int, columns: int, dtype: str, memory: str) -> Array:
-        return np.zeros((self.cores, rows, columns), PHYSICAL[dtype])
+        return np.zeros((self.cores, rows, columns), self.held(PHYSICAL[dtype]))
 
     def view(self, tensor: Array, rows: slice, columns: slice) -> Array:
         return tensor[:, rows, columns]

@@ -52,9 +52,9 @@ def kernel_of(seed: int, length: int, updates: bool) -> Any:
 
 
 def expected_of(
-    seed: int, length: int, updates: bool, data: list[Array], cores: int
+    seed: int, length: int, updates: bool, data: list[Array], cores: int, precise: bool = True
 ) -> tuple[list[Array], Array]:
-    machine = NumpyMachine(data, cores)
+    machine = NumpyMachine(data, cores, precise)
     with np.errstate(all="ignore"):
         Maker(seed, machine, shapes_of(seed)).make(length, updates)
     return machine.results, machine.arguments[0][0]
@@ -111,13 +111,33 @@ def test_eager(seed: int) -> None:
     check(3000 + seed, 1 + seed % 2, eager=True)
 
 
+@pytest.mark.parametrize("seed", range(COUNT // 4))
+def test_replay_without_rounding(seed: int, monkeypatch: Any) -> None:
+    """NKI_PRECISE_FP=0: low precision is fp32 on the way, and rounded in results only."""
+    monkeypatch.setenv("NKI_PRECISE_FP", "0")
+    cores, updates, shapes = 1 + seed % 2, seed % 4 == 2, shapes_of(seed)
+    kernel = kernel_of(seed, 40, updates)
+    kernel = nki.simulate(kernel[2] if cores == 2 else kernel, eager=seed % 8 > 5)
+    data = data_of(shapes, seed)
+    expected, first = expected_of(seed, 40, updates, data, cores, precise=False)
+    arguments = [array.copy() for array in data]
+    with np.errstate(all="ignore"):
+        found = kernel(*arguments)
+        for mine, theirs in zip(found, expected, strict=True):
+            same(mine, theirs.astype(mine.dtype))
+        same(arguments[0], first.astype(data[0].dtype))
+
+
 # --- the kernels are worth something --------------------------------------------------------
 
 
-def test_the_kernels_exercise_what_they_should() -> None:
-    """Over the seeds: all kinds of instructions, loops, memory used again, copies left out."""
+def test_the_kernels_exercise_what_they_should(monkeypatch: Any) -> None:
+    """Over the seeds: all instructions, loops, memory used again, copies left out, lanes."""
+    monkeypatch.setattr(schedule, "MINIMUM_COST", 0)
+    monkeypatch.setattr(schedule, "MERGE_COST", 1)
+    monkeypatch.setattr("simulator.execute.workers", lambda: 3)
     names: set[str] = set()
-    reused = left_out = 0
+    reused = left_out = parallel = 0
     for seed in range(COUNT):
         shapes = shapes_of(seed)
         kernel = kernel_of(seed, random.Random(seed).randint(5, 60), False)
@@ -127,6 +147,7 @@ def test_the_kernels_exercise_what_they_should() -> None:
         total = sum(plan.bytes_of(s) for s in program.storages if s.role == "temporary")
         _, size = arena.pack(program, plan.bytes_of, plan._forwarding, plan._schedule)
         reused += size < total / 2
+        parallel += any(len(segment.lanes) > 1 for segment in plan._schedule)
         left_out += bool(forward.forward(program).skipped)
     assert names >= {
         "dma_copy", "tensor_copy", "memset", "tensor_tensor", "tensor_scalar", "activation",
@@ -134,6 +155,7 @@ def test_the_kernels_exercise_what_they_should() -> None:
     }  # fmt: skip
     assert reused > COUNT // 4
     assert left_out > COUNT // 4
+    assert parallel > COUNT // 4
 
 
 @pytest.mark.parametrize("wrong", ["lifetimes", "one step", "tensor_scalar"])
