@@ -1,0 +1,339 @@
+"""The experts of a mixture-of-experts layer for many tokens, grouped by expert."""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from kernels.blocks import contraction_split, transpose_into
+from kernels.expert_aggregation import diagonal_weights, identity, weighted_sum
+from kernels.gated_mlp import gated_inner, project_down, weight_view
+from kernels.moe_grouping import (
+    capacities,
+    token_masks,
+    token_slots,
+    tokens_of_slots,
+    visiting_order,
+)
+from kernels.tiling import load_rows
+
+P = 128
+
+
+@nki.jit
+def nki_moe_prefill_kernel(
+    x,
+    weights,
+    chosen,
+    gate_up,
+    down,
+    scales=None,
+    capacity_step=32,
+    token_block=256,
+    buffers=3,
+    evict_engine="both",
+):
+    """out[t] = sum over j of weights[t, j] * MLP_e(x[t]), e = chosen[t, j].
+
+    MLP_e(x) = (silu(x @ gate_e) * (x @ up_e)) @ down_e. Tokens are grouped by expert on the
+    device (kernels/moe_grouping.py): experts are visited from the most to the least chosen, with
+    as many slots as the i-th of them can need. Every expert's weights are read once and no token
+    is dropped, whatever the routing; an expert without tokens is not read at all.
+
+    1. Count, sort the experts, give every token a slot at each of its experts.
+    2. x is kept in SBUF, transposed; GpSimd gathers an expert's tokens from there, already as
+       the Tensor engine needs them. HBM is left to the weights.
+    3. Each visit writes its rows to HBM by slot; a token's rows are gathered by slot number
+       and summed with their weights on the Tensor engine.
+
+    On two cores (LNC2) visits are dealt out alternately, and the sums by halves of hidden.
+
+    Args:
+        x: HBM tensor [tokens, hidden], fp32 or bf16 (bf16 with fp8 weights).
+        weights: HBM tensor [tokens, top_k], fp32.
+        chosen: HBM tensor [tokens, top_k], int32, distinct expert numbers in each row.
+        gate_up: HBM tensor [experts, hidden, 2 * inner]: gate columns, then up columns; of x's
+            dtype, or one-byte float8_e4m3 (also as uint8, or float8_e4m3fn up to 240).
+        down: HBM tensor [experts, inner, hidden], dtype as gate_up.
+        scales: HBM tensor [experts, 2 * inner] fp32 with fp8 weights: of the gate columns,
+            then of the up columns times down rows (kernels/quantise.py); else None.
+        capacity_step: slots of a visit are a multiple of this, itself a multiple of 16.
+        token_block: tokens of a visit at a time, a multiple of 16 up to 512.
+        buffers: experts whose weights are in SBUF at a time.
+        evict_engine: "vector", "scalar" or "both": who copies products out of PSUM.
+
+    Returns:
+        HBM tensor [tokens, hidden] of x's dtype.
+
+    Limits: 1 <= experts <= 128; hidden is 128 * (1, 2, 4, 8, 16 or 32), or at most 128 and a
+    multiple of 16; inner above 128 divides into ceil(inner / 128) equal parts; x and the weights
+    of `buffers` experts take at most 160 KiB of each partition; tokens * tiles < 65520.
+    HBM bytes: all experts' weights (3 * hidden * inner * itemsize each), and per row of hidden
+    elements 2 * slots + tokens * (top_k + 2), slots being about tokens * top_k *
+    (1 + ln(experts / top_k)) at most. MACs: 3 * slots * hidden * inner (of which tokens * top_k
+    of slots count).
+    """
+    tokens, hidden = x.shape
+    top_k = chosen.shape[1]
+    experts = gate_up.shape[0]
+    inner = down.shape[1]
+    partitions, tiles = contraction_split(hidden)
+    low = weight_view(gate_up).dtype == nl.float8_e4m3
+    assert experts <= 128, "nki_moe_prefill_kernel: gate_up has more than 128 experts"
+    assert tiles in (1, 2, 4, 8, 16, 32), (
+        "nki_moe_prefill_kernel: x's hidden dimension must be 128 times a power of two up to 32"
+    )
+    assert partitions % 16 == 0, (
+        "nki_moe_prefill_kernel: x's hidden dimension must be a multiple of 16"
+    )
+    assert tuple(weights.shape) == (tokens, top_k), (
+        "nki_moe_prefill_kernel: weights must have chosen's shape"
+    )
+    assert chosen.shape[0] == tokens, "nki_moe_prefill_kernel: chosen must have x's tokens"
+    assert tuple(gate_up.shape) == (experts, hidden, 2 * inner), (
+        "nki_moe_prefill_kernel: gate_up must be [experts, hidden, 2 * inner]"
+    )
+    assert tuple(down.shape) == (experts, inner, hidden), (
+        "nki_moe_prefill_kernel: down must be [experts, inner, hidden]"
+    )
+    assert low or gate_up.dtype == x.dtype, (
+        "nki_moe_prefill_kernel: gate_up must have x's dtype, or be float8_e4m3"
+    )
+    assert not low or x.dtype == nl.bfloat16, (
+        "nki_moe_prefill_kernel: x must be bfloat16 with fp8 weights"
+    )
+    assert not low or scales != None, (  # noqa: E711
+        "nki_moe_prefill_kernel: fp8 weights need scales"
+    )
+    assert capacity_step % 16 == 0, "nki_moe_prefill_kernel: capacity_step must be a multiple of 16"
+    assert token_block % 16 == 0 and 16 <= token_block <= 512, (  # noqa: PT018
+        "nki_moe_prefill_kernel: token_block must be a multiple of 16 up to 512"
+    )
+    assert (tokens + 1) * tiles < 65536, (
+        "nki_moe_prefill_kernel: x has more elements per partition than 16-bit indices reach"
+    )
+    itemsize = 4 if x.dtype == nl.float32 else 2
+    weight_size = (tiles * 2 * inner + contraction_split(inner)[1] * hidden) * (
+        1 if low else itemsize
+    )
+    assert (tokens + 1) * tiles * itemsize + buffers * weight_size <= 160 * 1024, (
+        "nki_moe_prefill_kernel: x and the weights of `buffers` experts need more than 160 KiB "
+        "per partition"
+    )
+    out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
+    sizes = capacities(tokens, top_k, experts, capacity_step)
+    total = 0
+    for size in sizes:
+        total += size
+    total = (total + P - 1) // P * P
+    masks, numbers = token_masks(chosen, experts)
+    places, order, bases = visiting_order(masks, sizes)
+    slots = token_slots(masks, numbers, bases)
+    x_t = transposed_tokens(x, evict_engine)
+    lists = gather_lists(slots, tokens, total, tiles)
+    factors = None
+    if low:
+        factors = sorted_scales(scales, places, inner)
+    results = nl.ndarray((total, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
+    tensors = (weight_view(gate_up), weight_view(down))
+    visit_experts(
+        x_t, lists, order, tensors, factors, sizes, results, token_block, buffers, evict_engine
+    )
+    if nl.num_programs() > 1:
+        nisa.core_barrier(data=results, cores=(0, 1))
+    sum_rows(results, slots, weights, out, evict_engine)
+    return out
+
+
+def transposed_tokens(x, engine):
+    """x transposed, and one more token of zeros: SBUF tile [partitions, tokens + 1, tiles]."""
+    tokens, hidden = x.shape
+    partitions, tiles = contraction_split(hidden)
+    x_t = nl.ndarray((partitions, tokens + 1, tiles), dtype=x.dtype, buffer=nl.sbuf)
+    nisa.memset(dst=x_t[:, tokens : tokens + 1, :], value=0.0)
+    for start in range(0, tokens, P):
+        count = min(P, tokens - start)
+        by_tile = x_t.ap(
+            pattern=[[(tokens + 1) * tiles, partitions], [1, tiles], [tiles, count]],
+            offset=start * tiles,
+        )
+        transpose_into(by_tile, load_rows(x, start, count), engine)
+    return x_t
+
+
+def gather_lists(slots, tokens, total, tiles):
+    """Where the token of each slot begins in a partition of x_t: SBUF [128, total / 16] uint16."""
+    found = tokens_of_slots(slots, tokens, total)
+    lists = nl.ndarray(found.shape, dtype=nl.uint16, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=lists, data=found, op0=nl.multiply, operand0=float(tiles))
+    return lists
+
+
+def sorted_scales(scales, places, inner):
+    """The scales of all experts, transposed, in visiting order.
+
+    Args:
+        scales: HBM tensor [experts, 2 * inner], fp32.
+        places: SBUF [E, E], fp32, from `visiting_order`.
+        inner: inner columns of an expert.
+
+    Returns:
+        SBUF tile [inner partitions, 2, parts, E], fp32.
+    """
+    experts = places.shape[0]
+    partitions, parts = contraction_split(inner)
+    rows = load_rows(scales, 0, experts)
+    result = nl.ndarray((partitions, 2, parts, experts), dtype=nl.float32, buffer=nl.sbuf)
+    for half in range(2):
+        for c in range(parts):
+            turned = nl.ndarray((partitions, experts), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_matmul(
+                dst=turned,
+                stationary=rows[:, half * inner + c : (half + 1) * inner : parts],
+                moving=places,
+                accumulate=False,
+            )
+            nisa.tensor_copy(dst=result[:, half, c, :], src=turned)
+    return result
+
+
+def row_numbers(order, rows):
+    """The rows of each visit's expert in a table with `rows` rows each: SBUF [rows, E] int32."""
+    experts = order.shape[1]
+    own = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=own, pattern=[[0, 1]], offset=0, channel_multiplier=1)
+    numbers = nl.ndarray((rows, experts), dtype=nl.int32, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=numbers, data=order[0:rows, :], op0=nl.multiply, operand0=float(rows), op1=nl.add,
+        operand1=own,
+    )  # fmt: skip
+    return numbers
+
+
+def visit_experts(
+    x_t, lists, order, tensors, factors, sizes, results, token_block, buffers, engine
+):
+    """This core's visits: gather tokens, run the expert, write the rows of its slots.
+
+    Experts without tokens have a row number beyond the table, and their weights' DMA is skipped;
+    the buffers then hold another expert's, whose results nothing reads. The first use of a
+    buffer is never skipped.
+    """
+    gate_up, down = tensors
+    partitions, columns, tiles = x_t.shape
+    experts, inner, hidden = down.shape
+    inner_partitions, parts = contraction_split(inner)
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    first_rows = gate_up.reshape((experts * partitions, tiles * 2 * inner))
+    second_rows = down.reshape((experts * inner_partitions, parts * hidden))
+    always = nl.ndarray(order.shape, dtype=nl.float32, buffer=nl.sbuf)
+    # order + E of empty experts, back to the expert's number: it is read though not needed
+    nisa.tensor_scalar(
+        dst=always, data=order, op0=nl.greater_equal, operand0=float(experts), op1=nl.multiply,
+        operand1=-float(experts),
+    )  # fmt: skip
+    nisa.tensor_tensor(dst=always, data1=always, data2=order, op=nl.add)
+    first_always = row_numbers(always, partitions)
+    second_always = row_numbers(always, inner_partitions)
+    first_numbers = row_numbers(order, partitions)
+    second_numbers = row_numbers(order, inner_partitions)
+    first_tiles = []
+    second_tiles = []
+    for _ in range(buffers):
+        first_tiles.append(
+            nl.ndarray((partitions, tiles, 2 * inner), dtype=gate_up.dtype, buffer=nl.sbuf)
+        )
+        second_tiles.append(
+            nl.ndarray((inner_partitions, parts, hidden), dtype=down.dtype, buffer=nl.sbuf)
+        )
+    slot = 0
+    for i in range(experts):
+        size = sizes[i]
+        if i % cores != core or size == 0:
+            slot += size
+            continue
+        turn = i // cores
+        gate_up_tile = first_tiles[turn % buffers]
+        down_tile = second_tiles[turn % buffers]
+        fresh = turn < buffers
+        load_rows_by_number(gate_up_tile, first_rows, first_always if fresh else first_numbers, i)
+        load_rows_by_number(down_tile, second_rows, second_always if fresh else second_numbers, i)
+        gate_scales = None
+        up_scales = None
+        if factors != None:  # noqa: E711
+            gate_scales = factors[:, 0, :, i]
+            up_scales = factors[:, 1, :, i]
+        for first in range(0, size, token_block):
+            count = min(token_block, size - first)
+            start = (slot + first) // 16
+            gathered = nl.ndarray((partitions, count, tiles), dtype=x_t.dtype, buffer=nl.sbuf)
+            nisa.local_gather(
+                dst=gathered,
+                src_buffer=x_t,
+                index=lists[0:partitions, start : start + count // 16],
+                num_elem_per_idx=tiles,
+            )
+            active = gated_inner(
+                gathered.ap(
+                    pattern=[[count * tiles, partitions], [1, tiles], [tiles, count]], offset=0
+                ),
+                gate_up_tile[:, :, 0:inner],
+                gate_up_tile[:, :, inner : 2 * inner],
+                gate_scales,
+                up_scales,
+            )
+            for row in range(0, count, P):
+                some = min(P, count - row)
+                rows = project_down(active, row, some, down_tile, engine)
+                nisa.dma_copy(
+                    dst=results[slot + first + row : slot + first + row + some, :], src=rows
+                )
+        slot += size
+
+
+def load_rows_by_number(tile, table, numbers, i):
+    """tile[p] = table[numbers[p, i]], by DMA; rows beyond the table are left as they are."""
+    partitions = tile.shape[0]
+    width = table.shape[1]
+    nisa.dma_copy(
+        dst=tile.reshape((partitions, width)),
+        src=table.ap(
+            pattern=[[width, partitions], [1, width]], offset=0, vector_offset=numbers[:, i : i + 1]
+        ),
+        oob_mode=nisa.oob_mode.skip,
+    )
+
+
+def sum_rows(results, slots, weights, out, engine):
+    """out[t] = the weighted sum of the rows of results that token t's slots name.
+
+    On two cores each sums half of the columns.
+    """
+    hidden = out.shape[1]
+    top_k = slots[0].shape[1]
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    first = hidden * core // cores
+    last = hidden * (core + 1) // cores
+    unit = identity(P)
+    for i in range(len(slots)):
+        count = slots[i].shape[0]
+        shares = nl.ndarray((count, top_k), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.dma_copy(dst=shares, src=weights[i * P : i * P + count, :])
+        diagonals = diagonal_weights(unit, shares, out.dtype)
+        for left in range(first, last, 2048):
+            width = min(2048, last - left)
+            parts = []
+            for j in range(top_k):
+                part = nl.ndarray((count, width), dtype=out.dtype, buffer=nl.sbuf)
+                nisa.dma_copy(
+                    dst=part,
+                    src=results.ap(
+                        pattern=[[hidden, count], [1, width]],
+                        offset=left,
+                        vector_offset=slots[i][:, j : j + 1],
+                    ),
+                )
+                parts.append(part)
+            total = weighted_sum(diagonals, parts, engine)
+            nisa.dma_copy(dst=out[i * P : i * P + count, left : left + width], src=total)
