@@ -12,7 +12,6 @@ from enum import Enum
 from typing import Any
 
 from nki.language import NKIObject
-
 from simulator.context import current_program, feature
 from simulator.errors import refuse
 from simulator.instructions import collectives as rows
