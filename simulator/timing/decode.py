@@ -137,6 +137,7 @@ class _Decoder:
         instructions = decoded.instructions if order is not self.program.instructions else None
         if instructions is None:
             decoded.instructions = self.program.instructions
+        waits = self.waits
         plans: dict[InstructionSpec, _Plan] = {}
         explicit: dict[int, int] | None = None
         if any(i.after for i in self.program.instructions):
@@ -225,18 +226,22 @@ class _Decoder:
                 if price is None:
                     price = plan.memo[whole] = cost(instruction, self.machine)
                 plan.price = price
-            if self.waits:
-                war += self.waits
-                self.waits = []
+            if waits:
+                war += waits
+                waits.clear()
             kind = price[1]
             queue = kind + instruction.core * QUEUE_COUNT
             if price[0] == BRANCH:
                 at = self._branch(instruction, price)
                 continue
             found: Any = None
+            skip = queue if kind == _TENSOR else -1
+            if not war and len(raw) == 1:
+                if queues[raw[0]] != skip:
+                    found = (raw[0],)
+                raw = war
             if raw or war:
                 last: dict[int, int] = {}
-                skip = queue if kind == _TENSOR else -1
                 for j in raw:
                     other = queues[j]
                     if other != skip and last.get(other, -1) < j:
@@ -255,12 +260,13 @@ class _Decoder:
             costs.append(price)
             queues.append(queue)
             depends.append(found)
-            if price[0] == BANK:
-                self._note_bank(operands, plan, at)
+            if price[0] >= BANK:
+                if price[0] == BANK:
+                    self._note_bank(operands, plan, at)
+                elif price[0] == MEET and instruction.peer is not None:
+                    self._pair(instruction, at, arrived)
             if explicit is not None:
                 self._explicit(instruction, at, explicit)
-            if instruction.peer is not None and price[0] == MEET:
-                self._pair(instruction, at, arrived)
             at += 1
             if position in dying:
                 self._bury(dying[position])

@@ -79,8 +79,6 @@ class _Player:
         order: list[array[int]] = [array("i") for _ in range(queues)]
         for index, queue in enumerate(decoded.queues):
             order[queue].append(index)
-        self.order: list[Iterator[int]] = [iter(one) for one in order]
-        """What each queue has still to play, behind its head."""
         self.head = [-1] * queues
         """The instruction that waits; -1 for none."""
         self.finished = [False] * queues
@@ -92,9 +90,18 @@ class _Player:
             name: getattr(machine, f"{name}_semaphore_ns", machine.sync_semaphore_ns)
             for name in QUEUES
         }
-        self.semaphore = [semaphores[QUEUES[q % QUEUE_COUNT]] for q in range(queues)]
+        self.lanes: list[tuple[Iterator[int], float, _Core]] = [
+            (iter(one), semaphores[QUEUES[q % QUEUE_COUNT]], self.cores[q // QUEUE_COUNT])
+            for q, one in enumerate(order)
+        ]
+        """Of each queue: what it has still to play behind its head, its semaphore, its core."""
         self.waiting: dict[int, list[int]] = {}
         """Instruction -> the queues whose heads wait for it."""
+        played = self.played
+        self.hot = (
+            decoded.costs, decoded.depends, decoded.queues,
+            played.end, played.start, played.release, self.waiting,
+        )  # fmt: skip
         self.heap: list[tuple[float, int]] = []
         """Queues whose heads are ready for something shared, by time."""
         self.arrived: dict[int, tuple[float, int]] = {}
@@ -105,7 +112,7 @@ class _Player:
         Raises:
             RuntimeError: instructions wait for each other in a circle.
         """
-        runnable = list(range(len(self.order)))
+        runnable = list(range(len(self.lanes)))
         heap = self.heap
         while runnable or heap:
             while runnable:
@@ -122,14 +129,9 @@ class _Player:
 
         The hot loop of the simulation: local names, no calls for what is common.
         """
-        machine, decoded, played = self.machine, self.decoded, self.played
-        costs, depends, queues = decoded.costs, decoded.depends, decoded.queues
-        end, start, release, waiting = played.end, played.start, played.release, self.waiting
-        semaphore = self.semaphore[queue]
-        core = self.cores[queue // QUEUE_COUNT]
-        free = self.free[queue]
-        rest = self.order[queue]
-        head = self.head[queue]
+        costs, depends, queues, end, start, release, waiting = self.hot
+        rest, semaphore, core = self.lanes[queue]
+        free, head = self.free[queue], self.head[queue]
         for index in chain((head,), rest) if head >= 0 else rest:
             ready = free
             waits = depends[index]
@@ -155,12 +157,12 @@ class _Player:
             if kind == TENSOR:
                 if ready > free:  # idle: nothing to load the weights behind
                     ready += price[6]
-                if ready - core.tensor_last > machine.tensor_cool_after_ns:
+                if ready - core.tensor_last > self.machine.tensor_cool_after_ns:
                     core.tensor_streak = ready
-                if ready - core.tensor_streak < machine.tensor_warm_after_ns:
+                if ready - core.tensor_streak < self.machine.tensor_warm_after_ns:
                     interval = price[4]
                     latency = price[5]
-                    played.cold += 1
+                    self.played.cold += 1
                 core.tensor_last = ready + interval
             elif kind == TABLE and price[7] and price[7] != core.table:
                 ready = self._table(core, index, price, ready, free)
@@ -185,8 +187,7 @@ class _Player:
         kind = price[0]
         core = self.cores[queue // QUEUE_COUNT]
         if kind == DMA:
-            released, finish = self._dma(core, price, ready, index)
-            self._done(index, queue, ready, released, finish, runnable)
+            self._dma(core, price, ready, index, queue, runnable)
         elif kind == MEET:
             self._meet(index, ready, queue, runnable)
         else:
@@ -222,9 +223,11 @@ class _Player:
             core.held[resource] = (begin + price.interval, queue, index)
         return begin
 
-    def _dma(self, core: _Core, price: Cost, ready: float, index: int) -> tuple[float, float]:
-        """Issue, descriptor generation, transfer; returns when the queue is free, and the end."""
-        machine, moved = self.machine, price.transfer
+    def _dma(
+        self, core: _Core, price: Cost, ready: float, index: int, queue: int, runnable: list[int]
+    ) -> None:
+        """Issue, descriptor generation, transfer."""
+        moved = price.transfer
         assert moved is not None
         issued = ready + moved.issue_ns
         if moved.path is SOFTWARE:
@@ -253,8 +256,15 @@ class _Player:
             core.busy = max(core.busy, last)
         else:
             core.busy = core.floor = last
-        self.played.flow[index] = (first, last)
-        return issued, last + machine.dma_done_ns
+        played = self.played
+        played.flow[index] = (first, last)
+        played.start[index] = ready
+        played.release[index] = self.free[queue] = issued
+        played.end[index] = last + self.machine.dma_done_ns
+        self.head[queue] = -1
+        runnable.append(queue)
+        if index in self.waiting:
+            runnable += self.waiting.pop(index)
 
     def _some_engines(self, core: _Core, moved: Transfer, first: float) -> tuple[float, float]:
         """A transfer by some of the DMA engines, taken in turn; returns first and last byte."""
