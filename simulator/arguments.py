@@ -12,12 +12,14 @@ from simulator import dtypes
 from simulator.errors import refuse
 from simulator.program import Program
 from simulator.specialise import TensorSpec
+from simulator.tensor import NkiTensor, row_major
 
 Array = np.ndarray[Any, Any]
 
 _TORCH_BITS = {"bfloat16": ("uint16", ml_dtypes.bfloat16),
                "float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
-               "float8_e5m2": ("uint8", ml_dtypes.float8_e5m2)}  # fmt: skip
+               "float8_e5m2": ("uint8", ml_dtypes.float8_e5m2),
+               "float8_e8m0fnu": ("uint8", ml_dtypes.float8_e8m0fnu)}  # fmt: skip
 """torch dtypes that NumPy lacks -> same-sized integers, and the NumPy extension dtype."""
 
 
@@ -33,35 +35,20 @@ def _is_tensor(value: Any) -> bool:
 def _to_numpy(name: str, value: Any) -> Array:
     """A contiguous array of the argument's values, sharing memory where it can."""
     if _is_torch(value):
-        torch = sys.modules["torch"]
-        tensor = value.detach()
-        if tensor.device.type != "cpu":
-            raise refuse(
-                "argument",
-                f"argument `{name}` is on device {tensor.device}",
-                "The simulator takes CPU tensors: call .cpu() first",
-                operand=name,
-                limit="cpu",
-                value=str(tensor.device),
-            )
-        tensor = tensor.contiguous()
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind in _TORCH_BITS:
-            bits, extension = _TORCH_BITS[kind]
-            value = tensor.view(getattr(torch, bits)).numpy().view(extension)
-        else:
-            value = tensor.numpy()
+        value = _torch_to_numpy(name, value)
+    elif isinstance(value, np.ma.MaskedArray):
+        raise refuse(
+            "argument",
+            f"argument `{name}` is a masked array, and NKI has no masks",
+            "Pass .filled(value)",
+            operand=name,
+            limit="a plain array",
+            value="MaskedArray",
+        )
     shape = tuple(value.shape)
     array = np.ascontiguousarray(value)
     if dtypes.from_numpy(array.dtype) is None:
-        raise refuse(
-            "argument",
-            f"argument `{name}` has dtype {array.dtype}, which NKI does not have",
-            f"Convert it to one of: {', '.join(dtypes.DTYPES)}",
-            operand=name,
-            limit="an nl dtype",
-            value=str(array.dtype),
-        )
+        raise _no_dtype(name, array.dtype)
     if not shape or array.size == 0:  # ascontiguousarray would make () into (1,)
         raise refuse(
             "argument",
@@ -72,6 +59,48 @@ def _to_numpy(name: str, value: Any) -> Array:
             value=str(shape),
         )
     return array.view(np.uint8) if array.dtype == np.bool_ else array
+
+
+def _torch_to_numpy(name: str, value: Any) -> Array:
+    torch = sys.modules["torch"]
+    if value.device.type != "cpu":
+        raise refuse(
+            "argument",
+            f"argument `{name}` is on device {value.device}",
+            "The simulator takes CPU tensors: call .cpu() first",
+            operand=name,
+            limit="cpu",
+            value=str(value.device),
+        )
+    if value.layout is not torch.strided:
+        raise refuse(
+            "argument",
+            f"argument `{name}` has layout {value.layout}",
+            "Pass .to_dense()",
+            operand=name,
+            limit="strided",
+            value=str(value.layout),
+        )
+    tensor = value.detach().contiguous()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind in _TORCH_BITS:
+        bits, extension = _TORCH_BITS[kind]
+        return tensor.view(getattr(torch, bits)).numpy().view(extension)  # type: ignore[no-any-return]
+    try:
+        return tensor.numpy()  # type: ignore[no-any-return]
+    except (TypeError, RuntimeError):  # a dtype that NumPy does not have either
+        raise _no_dtype(name, tensor.dtype) from None
+
+
+def _no_dtype(name: str, dtype: Any) -> Exception:
+    return refuse(
+        "argument",
+        f"argument `{name}` has dtype {dtype}, which NKI does not have",
+        f"Convert it to one of: {', '.join(dtypes.DTYPES)}",
+        operand=name,
+        limit="an nl dtype",
+        value=str(dtype),
+    )
 
 
 class Call:
@@ -97,6 +126,15 @@ class Call:
             items = [self._spec(f"{name}.{i}", item) for i, item in enumerate(value)]
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
         if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                raise refuse(
+                    "argument",
+                    f"argument `{name}` has keys that are no strings",
+                    "Dictionaries in kernels have string keys",
+                    operand=name,
+                    limit="str keys",
+                    value=str([key for key in value if not isinstance(key, str)]),
+                )
             return {key: self._spec(f"{name}.{key}", item) for key, item in value.items()}
         if isinstance(value, list):
             raise refuse(
@@ -109,8 +147,33 @@ class Call:
             )
         return value
 
+    def protect(self) -> None:
+        """Copy arrays that may not be written: whether the kernel does shows at its end only."""
+        for name, array in self.arrays.items():
+            if not array.flags.writeable:
+                self.arrays[name] = array.copy()
+
+    def check_writable(self, program: Program) -> None:
+        """What the kernel writes must be the caller's to be written.
+
+        Raises:
+            NkiValidationError: a read-only array, or a tensor that autograd watches.
+        """
+        for name in program.written_arguments:
+            problem = _why_not_writable(self._originals[name])
+            if problem:
+                raise refuse(
+                    "argument",
+                    f"the kernel writes to argument `{name}`, which {problem[0]}",
+                    problem[1],
+                    operand=name,
+                    limit="writable memory",
+                    value=problem[0],
+                )
+
     def finish(self, program: Program, results: list[Array]) -> Any:
         """Write back what the kernel wrote to its arguments, and convert its results."""
+        self.check_writable(program)
         written = program.written_arguments
         for name, array in self.arrays.items():
             if name in written:
@@ -124,21 +187,43 @@ class Call:
 
     def _result(self, program: Program, position: int, array: Array, use_torch: bool) -> Any:
         tensor = program.results[position]
-        if tensor.storage.role == "argument" and tensor.size == tensor.storage.size:
+        if tensor.storage.role == "argument" and _is_whole(tensor):
             return self._originals[tensor.storage.name]  # updated in place: the caller's own
         wanted = tensor.dtype.numpy
         array = np.ascontiguousarray(array if array.dtype == wanted else array.astype(wanted))
         if tensor.storage.role == "argument":
             array = array.copy()
         if tensor.dtype is dtypes.bool_:
-            array = array.view(np.bool_)
+            array = array != 0
         return _to_torch(array) if use_torch else array
+
+
+def _is_whole(tensor: NkiTensor) -> bool:
+    """Whether a view is its storage as it was allocated."""
+    storage = tensor.storage
+    same = tensor.shape == storage.shape and tensor.dtype is storage.dtype
+    return same and tensor.strides == row_major(tensor.shape)
+
+
+def _why_not_writable(original: Any) -> tuple[str, str] | None:
+    """What is wrong with an argument that is to be written, and how to mend it."""
+    if not _is_torch(original):
+        if original.flags.writeable:
+            return None
+        return "is read-only", "Pass a copy, or an array that may be written"
+    if original.requires_grad:
+        return "requires grad", "Pass .detach(): autograd knows nothing of kernels"
+    pairs = zip(original.stride(), original.shape, strict=True)
+    if any(stride == 0 and size > 1 for stride, size in pairs):
+        return "is expanded: several elements share memory", "Pass .clone()"
+    return None
 
 
 def _copy_back(array: Array, original: Any) -> None:
     """Make writes to an argument visible to the caller if the array is a copy of it."""
     if _is_torch(original):
-        original.copy_(_to_torch(array, original.dtype).reshape(original.shape))
+        if original.data_ptr() != array.ctypes.data:
+            original.copy_(_to_torch(array, original.dtype).reshape(original.shape))
     elif not np.shares_memory(array, original):
         original[...] = array.view(original.dtype)
 
@@ -149,5 +234,13 @@ def _to_torch(array: Array, dtype: Any = None) -> Any:
     if nl is not None and str(nl) in _TORCH_BITS:
         bits = np.dtype(_TORCH_BITS[str(nl)][0])
         return torch.from_numpy(array.view(bits)).view(getattr(torch, str(nl)))
+    if nl is dtypes.float8_e4m3:
+        raise refuse(
+            "result-dtype",
+            "torch has no dtype for float8_e4m3, which the kernel returns",
+            "Return tensor.view(nl.uint8), or call the kernel with NumPy arrays",
+            limit="a torch dtype",
+            value=str(nl),
+        )
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bool) if dtype is not None and dtype == torch.bool else tensor

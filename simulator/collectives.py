@@ -51,6 +51,8 @@ def simulate_ranks(kernel: Kernel | Callable[..., Any], arguments: Sequence[Argu
                 value=str(call.specs),
             )
     program = launched.plan(calls[0].specs).program
+    for call in calls:
+        call.check_writable(program)
     world = World(len(calls))
     outcomes: list[Any] = [None] * len(calls)
     threads = [

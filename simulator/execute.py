@@ -81,6 +81,8 @@ class Machine:
 
     def __call__(self, tensor: NkiTensor) -> int:
         """The index of a tensor's view."""
+        if not self.precise and tensor.dtype is not tensor.storage.dtype:
+            self._check_bits(tensor)
         if tensor.dynamic is not None:
             return self._dynamic(tensor)
         if tensor.storage.index in self._forwarding.aliases:
@@ -90,6 +92,27 @@ class Machine:
         if slot is None:
             slot = self._slots[key] = self._add(self._now(tensor), tensor)
         return slot
+
+    def _check_bits(self, tensor: NkiTensor) -> None:
+        """Without low precision there are no bits of it to take for another dtype."""
+        for dtype in (tensor.dtype, tensor.storage.dtype):
+            if physical(dtype, False) != dtype.numpy:
+                instruction = self._instruction
+                where = (instruction.file, instruction.line) if instruction else ("", 0)
+                raise NkiValidationError(
+                    [
+                        Violation(
+                            "precise-fp",
+                            f"`{tensor.name}`, a {tensor.storage.dtype}, is taken as "
+                            f"{tensor.dtype}, but {PRECISE}=0 keeps {dtype} as float32",
+                            f"Run this kernel with {PRECISE}=1",
+                            *where,
+                            instruction.spec.name if instruction else "",
+                            limit=f"{PRECISE}=1",
+                            value=f"{PRECISE}=0",
+                        )
+                    ]
+                )
 
     def _now(self, tensor: NkiTensor) -> Array:
         """The tensor's view if its memory is there already."""

@@ -76,12 +76,14 @@ class Kernel:
             return self.function(*args, **kwargs)
         call = Call(self.bind(args, kwargs))
         if self.eager:
+            call.protect()
             target = current_target(self.platform)
             program, results = run_eagerly(
                 self.function, call.specs, call.arrays, target, self.lnc, self.grid
             )
         else:
             plan = self.plan(call.specs)
+            call.check_writable(plan.program)
             program, results = plan.program, plan.run(call.arrays)
         for violation in program.lax:
             warnings.warn(str(violation), NkiLaxWarning, stacklevel=2)
