@@ -63,8 +63,8 @@ def critical_path(timeline: Timeline) -> Iterator[Piece]:
             following = int(before[index])
         elif index in played.contended:
             following = played.contended[index]
-            if played.start[following] >= until:  # the other core came later
-                following = -1
+            if following in timeline.decoded.meets:  # the other core came later: what held it?
+                following = _binding(timeline, following, int(before[following]))
         else:
             following = _binding(timeline, index, int(before[index]))
         if following < 0 and until > launch:

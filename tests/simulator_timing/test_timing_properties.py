@@ -13,8 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timing_bench import ROUND, X, buffered, filled, played, product, program, sbuf
 
+from kernels.expert_aggregation import nki_expert_aggregation_kernel
+from kernels.expert_mlp import nki_fused_expert_mlp_kernel
+from kernels.moe_decode import nki_moe_decode_kernel
+from kernels.moe_prefill import nki_moe_prefill_kernel
 from kernels.qk_rmsnorm import nki_qk_rmsnorm_kernel
 from kernels.rmsnorm import nki_rmsnorm_kernel
+from kernels.router import nki_expert_router_kernel
 from kernels.silu import nki_silu_kernel
 from kernels.softmax import nki_softmax_kernel
 from simulator import dtypes
@@ -36,7 +41,31 @@ KERNELS: dict[str, Callable[[], Program]] = {
     ),
     "softmax": lambda: nki_softmax_kernel.specialise(TensorSpec((256, 1024), fp32)),
     "silu": lambda: nki_silu_kernel.specialise(TensorSpec((512, 768), bf16)),
+    "router": lambda: nki_expert_router_kernel.specialise(
+        TensorSpec((40, 256), bf16), TensorSpec((256, 32), bf16)
+    ),
+    "expert_mlp": lambda: nki_fused_expert_mlp_kernel.specialise(
+        TensorSpec((64, 256), bf16),
+        TensorSpec((256, 128), bf16),
+        TensorSpec((256, 128), bf16),
+        TensorSpec((128, 256), bf16),
+    ),
+    "aggregation": lambda: nki_expert_aggregation_kernel.specialise(
+        TensorSpec((32, 8, 512), bf16), TensorSpec((32, 8), fp32)
+    ),
+    "moe_decode": lambda: nki_moe_decode_kernel.specialise(*MOE),
+    "moe_decode on two cores": lambda: nki_moe_decode_kernel[2].specialise(*MOE),
+    "moe_prefill": lambda: nki_moe_prefill_kernel.specialise(
+        TensorSpec((64, 256), bf16),
+        TensorSpec((64, 2), fp32),
+        TensorSpec((64, 2), dtypes.int32),
+        *MOE[3:],
+    ),
 }
+MOE = (
+    TensorSpec((2, 256), bf16), TensorSpec((256,), bf16), TensorSpec((256, 8), bf16),
+    TensorSpec((8, 256, 256), bf16), TensorSpec((8, 128, 256), bf16),
+)  # fmt: skip
 
 
 def tiles(
