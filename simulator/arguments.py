@@ -150,7 +150,7 @@ class Call:
     def protect(self) -> None:
         """Copy arrays that may not be written: whether the kernel does shows at its end only."""
         for name, array in self.arrays.items():
-            if not array.flags.writeable:
+            if _why_not_writable(self._originals[name]) or not array.flags.writeable:
                 self.arrays[name] = array.copy()
 
     def check_writable(self, program: Program) -> None:
