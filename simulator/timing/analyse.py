@@ -81,6 +81,9 @@ def _binding(timeline: Timeline, index: int, before: int) -> int:
         latest, found = played.release[before], before
     for j in timeline.decoded.depends[index] or ():
         done = played.end[j]
+        if queues[j] == queues[index]:
+            chain = timeline.machine.chain_ns(QUEUES[queues[j] % QUEUE_COUNT])
+            done = min(done, played.release[j] + chain)
         if done > latest or (done == latest and queues[j] != queues[index]):
             latest, found = done, j
     return found

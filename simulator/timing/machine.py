@@ -5,6 +5,7 @@ Every constant there has a value, a unit and a source; the names below carry the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ class Machine:
     vector_clock_ghz: float
     vector_fixed_ns: float
     vector_interval_cycles: float
+    vector_chain_cycles: float
     vector_column_ns: float
     vector_rate_sbuf: float
     vector_rate_sbuf_16bit: float
@@ -128,6 +130,14 @@ class Machine:
         """A machine that differs in some constants, e.g. to ask what bandwidth would buy."""
         changed: Any = changes
         return replace(self, **changed)
+
+    def chain_ns(self, queue: str) -> float:
+        """From an instruction's release to the start of one on its own queue that reads its
+        result; infinite where the result must have been written (`latency`).
+        """
+        if queue == "vector":
+            return self.vector_chain_cycles / self.vector_clock_ghz
+        return math.inf
 
     @property
     def tensor_macs_per_ns(self) -> float:

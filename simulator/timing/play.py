@@ -90,11 +90,17 @@ class _Player:
             name: getattr(machine, f"{name}_semaphore_ns", machine.sync_semaphore_ns)
             for name in QUEUES
         }
-        self.lanes: list[tuple[Iterator[int], float, _Core]] = [
-            (iter(one), semaphores[QUEUES[q % QUEUE_COUNT]], self.cores[q // QUEUE_COUNT])
+        self.lanes: list[tuple[Iterator[int], float, float, _Core]] = [
+            (
+                iter(one),
+                semaphores[QUEUES[q % QUEUE_COUNT]],
+                machine.chain_ns(QUEUES[q % QUEUE_COUNT]),
+                self.cores[q // QUEUE_COUNT],
+            )
             for q, one in enumerate(order)
         ]
-        """Of each queue: what it has still to play behind its head, its semaphore, its core."""
+        """Of each queue: what it has still to play behind its head; the time of a semaphore; the
+        time from its engine's release to its own next use of the result; its core."""
         self.waiting: dict[int, list[int]] = {}
         """Instruction -> the queues whose heads wait for it."""
         played = self.played
@@ -130,7 +136,7 @@ class _Player:
         The hot loop of the simulation: local names, no calls for what is common.
         """
         costs, depends, queues, end, start, release, waiting = self.hot
-        rest, semaphore, core = self.lanes[queue]
+        rest, semaphore, chain_ns, core = self.lanes[queue]
         free, head = self.free[queue], self.head[queue]
         for index in chain((head,), rest) if head >= 0 else rest:
             ready = free
@@ -144,6 +150,8 @@ class _Player:
                         return
                     if queues[j] != queue:
                         done += semaphore
+                    elif release[j] + chain_ns < done:  # the engine follows its own result
+                        done = release[j] + chain_ns
                     if done > ready:
                         ready = done
             price = costs[index]

@@ -41,6 +41,17 @@ def test_a_reader_on_the_same_engine_waits_for_the_result() -> None:
     assert starts(played(kernel), "tensor_copy") == [VECTOR_READY]
 
 
+def test_the_vector_engine_follows_its_own_result_before_others_can_read_it() -> None:
+    def kernel() -> None:
+        tile = filled()
+        nisa.tensor_copy(dst=sbuf(), src=tile)
+        nisa.activation(dst=sbuf(), op=nl.copy, data=tile)
+
+    timeline = played(kernel, machine=ROUND.with_changes(vector_chain_cycles=10))
+    assert starts(timeline, "tensor_copy") == [VECTOR + 10]
+    assert starts(timeline, "activation") == [VECTOR_READY]
+
+
 def test_two_engines_overlap_until_one_needs_the_other() -> None:
     def kernel() -> None:
         first = filled()

@@ -22,6 +22,7 @@ ROUND = load_machine("trn2").with_changes(
     launch_ns=0, finish_ns=0, tensor_semaphore_ns=0, vector_semaphore_ns=0,
     scalar_semaphore_ns=0, gpsimd_semaphore_ns=0, sync_semaphore_ns=0,
     vector_clock_ghz=1, vector_fixed_ns=100, vector_interval_cycles=50, vector_column_ns=0,
+    vector_chain_cycles=50,
     vector_rate_sbuf=1, vector_rate_two_inputs=1,
     scalar_clock_ghz=1, scalar_copy_fixed_ns=200, scalar_copy_interval_ns=40,
     scalar_sbuf_fixed_ns=200, scalar_sbuf_interval_ns=40, scalar_psum_fixed_ns=200,
