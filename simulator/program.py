@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from simulator.context import VERSIONS
 from simulator.errors import NkiValidationError, Violation, kernel_location, refuse
 from simulator.psum import PsumState
@@ -374,9 +376,13 @@ class Program:
         return "\n".join(lines) + "\n"
 
     def fingerprint(self) -> str:
-        """sha256 of the Program's text without source positions."""
+        """sha256 of the Program's text without source positions, and of its constants' values."""
         text = "\n".join(line.partition("  # ")[0] for line in str(self).splitlines())
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(text.encode())
+        for storage in self.storages:
+            if storage.data is not None:
+                digest.update(np.ascontiguousarray(storage.data).tobytes())
+        return digest.hexdigest()
 
     def instructions_by_engine(self) -> dict[str, int]:
         """Engine -> number of instructions."""

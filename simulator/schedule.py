@@ -131,11 +131,12 @@ def _resource(tensor: NkiTensor, forwarding: Forwarding) -> int:
 def accumulator_chains(program: Program) -> dict[int, int]:
     """For each position that uses accumulator registers: which chain of accumulations.
 
-    A reset begins a new chain, which shares nothing with the last; with dynamic loops all is
-    one chain.
+    A reset of all partitions in use begins a new chain, which shares nothing with the last; with
+    dynamic loops all is one chain.
     """
     chains: dict[int, int] = {}
     current: dict[tuple[str, int], int] = {}
+    used: dict[tuple[str, int], tuple[int, int]] = {}
     loops = any(instruction.engine == "control" for instruction in program.instructions)
     for position, instruction in enumerate(program.instructions):
         engine = instruction.spec.accumulates
@@ -146,10 +147,22 @@ def accumulator_chains(program: Program) -> dict[int, int]:
         if name == "idle" and instruction.get("reduce_res") is None:
             continue
         key = (engine, instruction.core)
-        if name in ("reset", "reset_reduce", "load_reduce") and not loops:
+        first, stop = _partitions(instruction)
+        low, high = used.get(key, (first, stop))
+        resets = name in ("reset", "reset_reduce", "load_reduce")
+        if resets and not loops and first <= low and high <= stop:
             current[key] = position + 1
+            low, high = first, stop
+        used[key] = min(low, first), max(high, stop)
         chains[position] = current.get(key, 0)
     return chains
+
+
+def _partitions(instruction: Instruction) -> tuple[int, int]:
+    """The partitions an instruction with accumulators works on; it starts at its data's."""
+    tensors = [tensor for _, tensor in (*instruction.reads(), *instruction.writes())]
+    first = min(tensor.start_partition for tensor in tensors)
+    return first, max(tensor.start_partition + tensor.shape[0] for tensor in tensors)
 
 
 # --- components -------------------------------------------------------------------------------
