@@ -28,6 +28,29 @@ def capacities(tokens, top_k, experts, step):
     return result
 
 
+def regions(sizes, cores):
+    """First slot of each visit, and first slot and slots of each core's region.
+
+    Visit i is core i % cores's; a core's visits have neighbouring slots.
+
+    Returns:
+        (starts, firsts, counts).
+    """
+    starts = []
+    for _ in sizes:
+        starts.append(0)
+    firsts = []
+    counts = []
+    slot = 0
+    for core in range(cores):
+        firsts.append(slot)
+        for i in range(core, len(sizes), cores):
+            starts[i] = slot
+            slot += sizes[i]
+        counts.append(slot - firsts[core])
+    return starts, firsts, counts
+
+
 def token_masks(chosen, experts):
     """Which experts a token has chosen.
 
@@ -147,21 +170,28 @@ def summed_on_all_partitions(tile, ones):
 def first_slots(places, sizes, ones):
     """The first slot of each expert, in all partitions: SBUF tile [128, E], fp32."""
     experts = places.shape[0]
-    size = nl.ndarray((experts, experts), dtype=nl.float32, buffer=nl.sbuf)
-    start = 0
-    for i in range(1, experts + 1):  # sizes fall: few different ones
-        if i == experts or sizes[i] != sizes[start]:
-            nisa.memset(dst=size[:, start:i], value=float(sizes[start]))
-            start = i
-    slots = nl.ndarray((experts, experts), dtype=nl.float32, buffer=nl.sbuf)
-    unit = filled((experts, experts), 1.0, nl.float32)
+    cores = nl.num_programs()
+    turns = experts // cores
+    size = nl.ndarray((experts, cores, turns), dtype=nl.float32, buffer=nl.sbuf)
+    for core in range(cores):  # in the order of slots; sizes fall: few different ones
+        start = 0
+        for turn in range(1, turns + 1):
+            if turn == turns or sizes[turn * cores + core] != sizes[start * cores + core]:
+                nisa.memset(dst=size[:, core, start:turn], value=float(sizes[start * cores + core]))
+                start = turn
+    slots = nl.ndarray((experts, cores, turns), dtype=nl.float32, buffer=nl.sbuf)
+    unit = filled((experts, cores, turns), 1.0, nl.float32)
     nisa.tensor_tensor_scan(
         dst=slots, data0=unit, data1=size, initial=0.0, op0=nl.multiply, op1=nl.add
     )
     nisa.tensor_tensor(dst=slots, data1=slots, data2=size, op=nl.subtract)
-    nisa.tensor_tensor(dst=slots, data1=slots, data2=places, op=nl.multiply)
+    by_visit = slots.ap(pattern=[[experts, experts], [1, turns], [turns, cores]], offset=0)
+    own = nl.ndarray((experts, turns, cores), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=own, data1=by_visit, data2=places.reshape((experts, turns, cores)), op=nl.multiply
+    )
     base = nl.ndarray((experts, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=base, op=nl.add, data=slots, axis=1)
+    nisa.tensor_reduce(dst=base, op=nl.add, data=own, axis=(1, 2))
     diagonal = nl.ndarray((experts, experts), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(dst=diagonal, data=identity(experts), op0=nl.multiply, operand0=base)
     return summed_on_all_partitions(diagonal, ones)
@@ -200,66 +230,82 @@ def token_slots(masks, numbers, bases):
     return slots
 
 
-def tokens_of_slots(slots, tokens, size):
-    """The token of every slot, as local_gather reads its lists.
+def gather_lists(slots, tokens, first, count, tiles):
+    """Where the token of each slot of a region begins in a partition, as local_gather reads it.
 
-    The inverse of `token_slots` goes through HBM, where rows can be written by number. Slot s
-    is kept at (s % 16) * (size / 16) + s // 16, so that one load with long descriptors gives
-    each of 16 partitions its part of the lists, and a list is a range of columns.
-
-    On two cores each writes its half of the token tiles into a table of its own.
+    This inverts `token_slots` on chip. Slot s belongs to row s % 16 and column s // 16 of the
+    lists, so the lists are a product: token t adds its number at (row, column) if
+    (s % 16 == row) * (s // 16 == column), and every slot has at most one token. Numbers up to
+    2048 are exact in fp16, and their sums in fp32.
 
     Args:
         slots: from `token_slots`.
-        tokens: their number; slots without a token hold this number.
-        size: slots, a multiple of 128.
+        tokens: their number, at most 2048; a slot without a token gets this number.
+        first: the region's first slot, a multiple of 16.
+        count: its slots, a multiple of 16.
+        tiles: elements of a token in a partition.
 
     Returns:
-        SBUF tile [128, size / 16], int32; slot s in partition s % 16 (and 16 more, 32 more, …)
-        at column s // 16.
+        SBUF tile [128, count / 16], uint16; slot s in partitions s % 16, s % 16 + 16, ….
     """
-    columns = size // 16
-    core = nl.program_id(0)
-    cores = nl.num_programs()
-    table = nl.ndarray((cores * size, 1), dtype=nl.int32, buffer=nl.shared_hbm)
-    nothing = filled((P, size // P), tokens, nl.int32)
-    nisa.dma_copy(dst=table[core * size : (core + 1) * size, :], src=nothing)
-    for i in range(core, len(slots), cores):
-        count, top_k = slots[i].shape
-        low = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
-        high = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=low, data=slots[i], op0=nl.bitwise_and, operand0=15)
-        nisa.tensor_scalar(dst=high, data=slots[i], op0=nl.right_shift, operand0=4)
-        places = nl.ndarray((count, top_k), dtype=nl.float32, buffer=nl.sbuf)
+    columns = count // 16
+    row = nl.ndarray((P, P), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=row, pattern=[[0, 8], [1, 16]], offset=0, channel_multiplier=0)
+    column = nl.ndarray((P, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=column, pattern=[[1, columns]], offset=first // 16, channel_multiplier=0)
+    lefts = []
+    highs = []
+    owns = []
+    for i in range(len(slots)):
+        left, high, own = slot_places(slots[i], row, i * P - tokens)
+        lefts.append(left)
+        highs.append(high)
+        owns.append(own)
+    lists = nl.ndarray((P, columns), dtype=nl.uint16, buffer=nl.sbuf)
+    for start in range(0, columns, nl.tile_size.psum_fmax):
+        width = min(nl.tile_size.psum_fmax, columns - start)
+        total = nl.ndarray((P, width), dtype=nl.float32, buffer=nl.psum)
+        for i in range(len(slots)):
+            rows, top_k = slots[i].shape
+            for k in range(top_k):
+                right = nl.ndarray((rows, width), dtype=nl.float16, buffer=nl.sbuf)
+                nisa.tensor_scalar(
+                    dst=right, data=column[0:rows, start : start + width], op0=nl.equal,
+                    operand0=highs[i][:, k : k + 1], op1=nl.multiply, operand1=owns[i],
+                )  # fmt: skip
+                nisa.nc_matmul(
+                    dst=total, stationary=lefts[i][:, k, :], moving=right, accumulate=i + k > 0
+                )
         nisa.tensor_scalar(
-            dst=places, data=low, op0=nl.multiply, operand0=float(columns), op1=nl.add,
-            operand1=float(core * size),
+            dst=lists[:, start : start + width], data=total, op0=nl.add, operand0=float(tokens),
+            op1=nl.multiply, operand1=float(tiles),
         )  # fmt: skip
-        rows = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=rows, data1=places, data2=high, op=nl.add)
-        own = nl.ndarray((count, 1), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.iota(dst=own, pattern=[[0, 1]], offset=i * P, channel_multiplier=1)
-        for k in range(top_k):
-            nisa.dma_copy(
-                dst=table.ap(
-                    pattern=[[1, count], [1, 1]], offset=0, vector_offset=rows[:, k : k + 1]
-                ),
-                src=own,
-            )
-    if cores > 1:
-        nisa.core_barrier(data=table, cores=(0, 1))
-    result = load_lists(table, 0, columns)
-    if cores > 1:
-        nisa.tensor_tensor(
-            dst=result, data1=result, data2=load_lists(table, size, columns), op=nl.minimum
-        )
-    return result
-
-
-def load_lists(table, first, columns):
-    """16 rows of columns elements, eight times over the partitions."""
-    lists = nl.ndarray((P, columns), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(
-        dst=lists, src=table.ap(pattern=[[0, 8], [columns, 16], [1, columns]], offset=first)
-    )
     return lists
+
+
+def slot_places(slot, row, offset):
+    """The factors of `gather_lists` for 128 tokens.
+
+    Returns:
+        (left [p, top_k, 128] fp16: s % 16 == row; high [p, top_k] fp32: s // 16; own [p, 1]
+        fp32: the token's number plus offset), SBUF tiles.
+    """
+    count, top_k = slot.shape
+    low = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
+    high = nl.ndarray((count, top_k), dtype=nl.int32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=low, data=slot, op0=nl.bitwise_and, operand0=15)
+    nisa.tensor_scalar(dst=high, data=slot, op0=nl.right_shift, operand0=4)
+    lows = nl.ndarray((count, top_k), dtype=nl.float32, buffer=nl.sbuf)
+    highs = nl.ndarray((count, top_k), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=lows, src=low)
+    nisa.tensor_copy(dst=highs, src=high)
+    left = nl.ndarray((count, top_k, P), dtype=nl.float16, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=left,
+        data1=row.ap(pattern=[[P, count], [0, top_k], [1, P]], offset=0),
+        data2=lows.ap(pattern=[[top_k, count], [1, top_k], [0, P]], offset=0),
+        op=nl.equal,
+    )
+    own = nl.ndarray((count, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.iota(dst=own, pattern=[[0, 1]], offset=offset, channel_multiplier=1)
+    return left, highs, own

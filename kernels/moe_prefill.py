@@ -9,9 +9,10 @@ from kernels.expert_aggregation import diagonal_weights, identity, weighted_sum
 from kernels.gated_mlp import gated_inner, project_down, weight_view
 from kernels.moe_grouping import (
     capacities,
+    gather_lists,
+    regions,
     token_masks,
     token_slots,
-    tokens_of_slots,
     visiting_order,
 )
 from kernels.tiling import load_rows
@@ -64,7 +65,7 @@ def nki_moe_prefill_kernel(
     Returns:
         HBM tensor [tokens, hidden] of x's dtype.
 
-    Limits: 1 <= experts <= 128; hidden is 128 * (1, 2, 4, 8, 16 or 32), or at most 128 and a
+    Limits: tokens <= 2048; experts <= 128, even on two cores; hidden is 128 * (1, 2, 4, 8, 16 or 32), or at most 128 and a
     multiple of 16; inner above 128 divides into ceil(inner / 128) equal parts; x and the weights
     of `buffers` experts take at most 160 KiB of each partition; tokens * tiles < 65520.
     HBM bytes: all experts' weights (3 * hidden * inner * itemsize each), and per row of hidden
@@ -121,31 +122,37 @@ def nki_moe_prefill_kernel(
     )
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     sizes = capacities(tokens, top_k, experts, capacity_step)
-    total = 0
-    for size in sizes:
-        total += size
-    total = (total + P - 1) // P * P
+    core = nl.program_id(0)
+    starts, firsts, counts = regions(sizes, nl.num_programs())
+    total = firsts[-1] + counts[-1]
     masks, numbers = token_masks(chosen, experts)
+    x_t = transposed_tokens(x)
     places, order, bases = visiting_order(masks, sizes)
+    tensors = (weight_view(gate_up), weight_view(down))
+    visits = interleaved(sizes)
+    loaders = weight_loaders(tensors, order, partitions, tiles, min(buffers, len(visits)))
+    for turn in range(len(loaders[0])):
+        load_weights(loaders, visits, turn)
     slots = token_slots(masks, numbers, bases)
-    x_t = transposed_tokens(x, evict_engine)
-    lists = gather_lists(slots, tokens, total, tiles)
     factors = None
     if low:
         factors = sorted_scales(scales, places, inner)
     results = nl.ndarray((total, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
-    tensors = (weight_view(gate_up), weight_view(down))
-    visit_experts(
-        x_t, lists, order, tensors, factors, sizes, results, token_block, buffers, evict_engine
-    )
+    if counts[core] > 0:
+        lists = gather_lists(slots, tokens, firsts[core], counts[core], tiles)
+        jobs = token_jobs(visits, sizes, starts, token_block)
+        run_jobs(jobs, x_t, lists, firsts[core], loaders, visits, factors, results, evict_engine)
     if nl.num_programs() > 1:
         nisa.core_barrier(data=results, cores=(0, 1))
     sum_rows(results, slots, weights, out, evict_engine)
     return out
 
 
-def transposed_tokens(x, engine):
-    """x transposed, and one more token of zeros: SBUF tile [partitions, tokens + 1, tiles]."""
+def transposed_tokens(x):
+    """x transposed, and one more token of zeros: SBUF tile [partitions, tokens + 1, tiles].
+
+    The Scalar engine evicts: the Vector engine is busy with the experts' order meanwhile.
+    """
     tokens, hidden = x.shape
     partitions, tiles = contraction_split(hidden)
     x_t = nl.ndarray((partitions, tokens + 1, tiles), dtype=x.dtype, buffer=nl.sbuf)
@@ -156,16 +163,8 @@ def transposed_tokens(x, engine):
             pattern=[[(tokens + 1) * tiles, partitions], [1, tiles], [tiles, count]],
             offset=start * tiles,
         )
-        transpose_into(by_tile, load_rows(x, start, count), engine)
+        transpose_into(by_tile, load_rows(x, start, count), "scalar")
     return x_t
-
-
-def gather_lists(slots, tokens, total, tiles):
-    """Where the token of each slot begins in a partition of x_t: SBUF [128, total / 16] uint16."""
-    found = tokens_of_slots(slots, tokens, total)
-    lists = nl.ndarray(found.shape, dtype=nl.uint16, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=lists, data=found, op0=nl.multiply, operand0=float(tiles))
-    return lists
 
 
 def sorted_scales(scales, places, inner):
@@ -209,34 +208,51 @@ def row_numbers(order, rows):
     return numbers
 
 
-def visit_experts(
-    x_t, lists, order, tensors, factors, sizes, results, token_block, buffers, engine
-):
-    """This core's visits: gather tokens, run the expert, write the rows of its slots.
+def interleaved(sizes):
+    """This core's visits: the largest, the smallest, the second largest, …
 
-    Experts without tokens have a row number beyond the table, and their weights' DMA is skipped;
-    the buffers then hold another expert's, whose results nothing reads. The first use of a
-    buffer is never skipped.
+    Large visits are the Tensor engine's work, small ones are waits for weights. In turns, one
+    hides the other.
+    """
+    mine = []
+    for i in range(nl.program_id(0), len(sizes), nl.num_programs()):
+        if sizes[i] > 0:
+            mine.append(i)
+    visits = []
+    for turn in range(len(mine)):
+        if turn % 2 == 0:
+            visits.append(mine[turn // 2])
+        else:
+            visits.append(mine[len(mine) - 1 - turn // 2])
+    return visits
+
+
+def weight_loaders(tensors, order, partitions, tiles, buffers):
+    """Buffers for experts' weights, and the row numbers that load them.
+
+    Experts without tokens have row numbers beyond the table, and their DMA is skipped; a buffer
+    then holds another expert's weights, whose results nothing reads. The first use of a buffer
+    is never skipped: for it the number is taken modulo the experts.
+
+    Returns:
+        (gate_up tiles, down tiles, tables, always, numbers): tables are the weights as HBM
+        [rows, elements]; always and numbers are pairs of SBUF [rows, E] int32.
     """
     gate_up, down = tensors
-    partitions, columns, tiles = x_t.shape
     experts, inner, hidden = down.shape
     inner_partitions, parts = contraction_split(inner)
-    core = nl.program_id(0)
-    cores = nl.num_programs()
-    first_rows = gate_up.reshape((experts * partitions, tiles * 2 * inner))
-    second_rows = down.reshape((experts * inner_partitions, parts * hidden))
-    always = nl.ndarray(order.shape, dtype=nl.float32, buffer=nl.sbuf)
-    # order + E of empty experts, back to the expert's number: it is read though not needed
+    tables = (
+        gate_up.reshape((experts * partitions, tiles * 2 * inner)),
+        down.reshape((experts * inner_partitions, parts * hidden)),
+    )
+    real = nl.ndarray(order.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
-        dst=always, data=order, op0=nl.greater_equal, operand0=float(experts), op1=nl.multiply,
+        dst=real, data=order, op0=nl.greater_equal, operand0=float(experts), op1=nl.multiply,
         operand1=-float(experts),
     )  # fmt: skip
-    nisa.tensor_tensor(dst=always, data1=always, data2=order, op=nl.add)
-    first_always = row_numbers(always, partitions)
-    second_always = row_numbers(always, inner_partitions)
-    first_numbers = row_numbers(order, partitions)
-    second_numbers = row_numbers(order, inner_partitions)
+    nisa.tensor_tensor(dst=real, data1=real, data2=order, op=nl.add)
+    always = (row_numbers(real, partitions), row_numbers(real, inner_partitions))
+    numbers = (row_numbers(order, partitions), row_numbers(order, inner_partitions))
     first_tiles = []
     second_tiles = []
     for _ in range(buffers):
@@ -246,49 +262,80 @@ def visit_experts(
         second_tiles.append(
             nl.ndarray((inner_partitions, parts, hidden), dtype=down.dtype, buffer=nl.sbuf)
         )
-    slot = 0
-    for i in range(experts):
-        size = sizes[i]
-        if i % cores != core or size == 0:
-            slot += size
-            continue
-        turn = i // cores
-        gate_up_tile = first_tiles[turn % buffers]
-        down_tile = second_tiles[turn % buffers]
-        fresh = turn < buffers
-        load_rows_by_number(gate_up_tile, first_rows, first_always if fresh else first_numbers, i)
-        load_rows_by_number(down_tile, second_rows, second_always if fresh else second_numbers, i)
+    return first_tiles, second_tiles, tables, always, numbers
+
+
+def load_weights(loaders, visits, turn):
+    """Load the weights of this core's visit number `turn` into their buffers."""
+    first_tiles, second_tiles, tables, always, numbers = loaders
+    buffer = turn % len(first_tiles)
+    rows = always if turn < len(first_tiles) else numbers
+    load_rows_by_number(first_tiles[buffer], tables[0], rows[0], visits[turn])
+    load_rows_by_number(second_tiles[buffer], tables[1], rows[1], visits[turn])
+
+
+def token_jobs(visits, sizes, starts, token_block):
+    """Blocks of tokens: (turn, first slot, slots, whether the visit's last)."""
+    jobs = []
+    for turn in range(len(visits)):
+        size = sizes[visits[turn]]
+        for first in range(0, size, token_block):
+            count = min(token_block, size - first)
+            jobs.append((turn, starts[visits[turn]] + first, count, first + count == size))
+    return jobs
+
+
+def run_jobs(jobs, x_t, lists, region, loaders, visits, factors, results, engine):
+    """All visits of this core: gather tokens, run the expert, write the rows of its slots.
+
+    The GpSimd engine gathers the next block's tokens before it starts loads of weights, which
+    wait for a buffer.
+    """
+    inner = loaders[0][0].shape[2] // 2
+    buffers = len(loaders[0])
+    ahead = gather_tokens(jobs[0], x_t, lists, region)
+    for n in range(len(jobs)):
+        turn, slot, count, last = jobs[n]
+        tokens_t = ahead
+        if n + 1 < len(jobs):
+            ahead = gather_tokens(jobs[n + 1], x_t, lists, region)
+        gate_up_tile = loaders[0][turn % buffers]
+        down_tile = loaders[1][turn % buffers]
         gate_scales = None
         up_scales = None
         if factors != None:  # noqa: E711
-            gate_scales = factors[:, 0, :, i]
-            up_scales = factors[:, 1, :, i]
-        for first in range(0, size, token_block):
-            count = min(token_block, size - first)
-            start = (slot + first) // 16
-            gathered = nl.ndarray((partitions, count, tiles), dtype=x_t.dtype, buffer=nl.sbuf)
-            nisa.local_gather(
-                dst=gathered,
-                src_buffer=x_t,
-                index=lists[0:partitions, start : start + count // 16],
-                num_elem_per_idx=tiles,
-            )
-            active = gated_inner(
-                gathered.ap(
-                    pattern=[[count * tiles, partitions], [1, tiles], [tiles, count]], offset=0
-                ),
-                gate_up_tile[:, :, 0:inner],
-                gate_up_tile[:, :, inner : 2 * inner],
-                gate_scales,
-                up_scales,
-            )
-            for row in range(0, count, P):
-                some = min(P, count - row)
-                rows = project_down(active, row, some, down_tile, engine)
-                nisa.dma_copy(
-                    dst=results[slot + first + row : slot + first + row + some, :], src=rows
-                )
-        slot += size
+            gate_scales = factors[:, 0, :, visits[turn]]
+            up_scales = factors[:, 1, :, visits[turn]]
+        active = gated_inner(
+            tokens_t,
+            gate_up_tile[:, :, 0:inner],
+            gate_up_tile[:, :, inner : 2 * inner],
+            gate_scales,
+            up_scales,
+        )
+        for row in range(0, count, P):
+            some = min(P, count - row)
+            rows = project_down(active, row, some, down_tile, engine)
+            nisa.dma_copy(dst=results[slot + row : slot + row + some, :], src=rows)
+        if last and turn + buffers < len(visits):
+            load_weights(loaders, visits, turn + buffers)
+
+
+def gather_tokens(job, x_t, lists, region):
+    """The tokens of a block's slots: SBUF view [partitions, tiles, slots]."""
+    slot = job[1]
+    count = job[2]
+    partitions = x_t.shape[0]
+    tiles = x_t.shape[2]
+    column = (slot - region) // 16
+    gathered = nl.ndarray((partitions, count, tiles), dtype=x_t.dtype, buffer=nl.sbuf)
+    nisa.local_gather(
+        dst=gathered,
+        src_buffer=x_t,
+        index=lists[0:partitions, column : column + count // 16],
+        num_elem_per_idx=tiles,
+    )
+    return gathered.ap(pattern=[[count * tiles, partitions], [1, tiles], [tiles, count]], offset=0)
 
 
 def load_rows_by_number(tile, table, numbers, i):
