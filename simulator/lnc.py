@@ -8,6 +8,7 @@ would hang the chip; here it is an error. Source: nki_facts.md §4.2, §8 trap 2
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,9 +172,20 @@ def _check_meeting(one: Instruction, other: Instruction) -> None:
 # --- races ----------------------------------------------------------------------------------
 
 
-Access = tuple["Instruction", "NkiTensor", bool]
-"""An instruction, a view it touches, and whether it writes it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Access:
+    """A view that an instruction touches."""
+
+    instruction: Instruction
+    tensor: NkiTensor
+    writes: bool
+    span: tuple[int, int]
+    """Its first byte and the byte after its last."""
+
+
 Cores = tuple[list[Access], list[Access]]
+REMEMBERED = 64
+"""Accesses of each core to a tensor that are kept behind barriers that name another."""
 
 
 def check_races(program: Program) -> None:
@@ -223,7 +235,7 @@ class _Races:
             if tensor.dynamic is not None:  # may be anywhere: gets the benefit of the doubt
                 continue
             cores = self.now.setdefault(tensor.storage.index, ([], []))
-            cores[instruction.core].append((instruction, tensor, writes))
+            cores[instruction.core].append(Access(instruction, tensor, writes, _span(tensor)))
 
     def end_epoch(self, data: NkiTensor | None) -> None:
         """The cores meet at a barrier for `data`: report the races up to here."""
@@ -236,6 +248,7 @@ class _Races:
                 self._compare(cores[core], earlier[1 - core], self._weak)
             for core in (0, 1):
                 earlier[core].extend(cores[core])
+                del earlier[core][:-REMEMBERED]
         self.now.clear()
         if isinstance(data, NkiTensor):
             self.before.pop(data.storage.index, None)
@@ -244,18 +257,19 @@ class _Races:
         self, some: list[Access], others: list[Access], report: Callable[[Access, Access], None]
     ) -> None:
         """Report accesses of one core that touch what the other core writes."""
-        writes = _near([access for access in some if access[2]], others)
+        writes = _near([access for access in some if access.writes], others)
         others = _near(others, writes)
         if not writes or not others:
             return
-        mask = _mask([tensor for _, tensor, _ in writes])
+        mask = _mask([access.tensor for access in writes])
         for other in others:
-            if _touches(mask, other[1]):
-                report(other, next((w for w in writes if overlap(w[1], other[1])), writes[0]))
+            if _touches(mask, other.tensor):
+                first = (w for w in writes if overlap(w.tensor, other.tensor))
+                report(other, next(first, writes[0]))
 
     def _race(self, access: Access, other: Access) -> None:
         # Both may write the same: nothing but the values tells, and public kernels do it.
-        both_write = access[2] and other[2]
+        both_write = access.writes and other.writes
         self._report(
             self.program.tolerate if both_write else self.program.report,
             "lnc-race",
@@ -270,7 +284,7 @@ class _Races:
             self.program.warn,
             "lnc-barrier-data",
             "and the core_barrier between names another tensor",
-            f"Put nisa.core_barrier(data={access[1].name}, cores=(0, 1)) between",
+            f"Put nisa.core_barrier(data={access.tensor.name}, cores=(0, 1)) between",
             access,
             other,
         )
@@ -284,17 +298,17 @@ class _Races:
         access: Access,
         other: Access,
     ) -> None:
-        instruction, tensor, writes = access
-        key = (instruction.line, other[0].line)
+        instruction, second = access.instruction, other.instruction
+        key = (instruction.line, second.line)
         if key in self.reported or key[::-1] in self.reported:
             return
         self.reported.add(key)
         report(
             instruction,
             rule,
-            f"core {instruction.core} {'writes' if writes else 'reads'} part of "
-            f"`{tensor.name}` that core {other[0].core} {'writes' if other[2] else 'reads'} at "
-            f"line {other[0].line}, {why}",
+            f"core {instruction.core} {'writes' if access.writes else 'reads'} part of "
+            f"`{access.tensor.name}` that core {second.core} "
+            f"{'writes' if other.writes else 'reads'} at line {second.line}, {why}",
             mend,
             limit="a barrier, or parts that do not overlap",
             value="overlapping accesses",
@@ -314,9 +328,9 @@ def _near(some: list[Access], others: list[Access]) -> list[Access]:
     """The accesses of `some` whose byte range meets the range of one of `others`."""
     if not some or not others:
         return []
-    spans = np.array(sorted(_span(tensor) for _, tensor, _ in others))
+    spans = np.array(sorted(access.span for access in others))
     reach = np.maximum.accumulate(spans[:, 1])
-    mine = np.array([_span(tensor) for _, tensor, _ in some])
+    mine = np.array([access.span for access in some])
     before = np.searchsorted(spans[:, 0], mine[:, 1])  # others that begin before mine ends
     meets = (before > 0) & (reach[np.maximum(before - 1, 0)] > mine[:, 0])
     return [access for access, near in zip(some, meets, strict=True) if near]

@@ -365,6 +365,7 @@ def test_values_are_carried_from_iteration_to_iteration(eager: bool) -> None:
 
 
 @EAGER
+@pytest.mark.filterwarnings("ignore::simulator.errors.NkiLaxWarning")
 def test_what_a_loop_may_not_write_is_nan_until_it_does(eager: bool) -> None:
     """Also from call to call: nothing of an earlier run shows."""
 

@@ -153,9 +153,7 @@ def test_the_kernels_exercise_what_they_should(monkeypatch: Any) -> None:
         "dma_copy", "tensor_copy", "memset", "tensor_tensor", "tensor_scalar", "activation",
         "tensor_reduce", "nc_matmul", "loop", "register_move",
     }  # fmt: skip
-    assert reused > COUNT // 4
-    assert left_out > COUNT // 4
-    assert parallel > COUNT // 4
+    assert min(reused, left_out, parallel) > COUNT // 8
 
 
 @pytest.mark.parametrize("wrong", ["lifetimes", "one step", "tensor_scalar"])
