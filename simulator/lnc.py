@@ -192,7 +192,7 @@ def check_races(program: Program) -> None:
     """Shared HBM that one core writes and the other touches needs a core_barrier between."""
     races = _Races(program)
     races.scan(0, len(program.instructions))
-    races.end_epoch(None)
+    races.end_epoch([])
 
 
 class _Races:
@@ -219,16 +219,18 @@ class _Races:
                 position = end + 1
                 continue
             if instruction.spec.name == "core_barrier":
-                self.end_epoch(instruction["data"])
+                self.end_epoch([instruction["data"]])
+            elif instruction.peer is not None and instruction.spec.name in COLLECTIVES:
+                # A rank's two cores wait for each other in it (public kernels rely on that).
+                touched = instruction.reads() + instruction.writes()
+                self.end_epoch([tensor for _, tensor in touched])
             elif instruction.engine != "control":
                 self._note(instruction)
             position += 1
 
     def _note(self, instruction: Instruction) -> None:
-        met = instruction.peer is not None and instruction.spec.name in COLLECTIVES
         touched = [(tensor, False) for _, tensor in instruction.reads()]
-        if not met:  # both cores wait for a collective's result
-            touched += [(tensor, True) for _, tensor in instruction.writes()]
+        touched += [(tensor, True) for _, tensor in instruction.writes()]
         for tensor, writes in touched:
             if tensor.storage.core is not None or tensor.storage.role == "constant":
                 continue
@@ -237,8 +239,8 @@ class _Races:
             cores = self.now.setdefault(tensor.storage.index, ([], []))
             cores[instruction.core].append(Access(instruction, tensor, writes, _span(tensor)))
 
-    def end_epoch(self, data: NkiTensor | None) -> None:
-        """The cores meet at a barrier for `data`: report the races up to here."""
+    def end_epoch(self, named: list[Any]) -> None:
+        """The cores meet at a barrier for the tensors `named`: report the races up to here."""
         for index, cores in self.now.items():
             for core in (0, 1):
                 self._compare(cores[core], cores[1 - core], self._race)
@@ -250,8 +252,9 @@ class _Races:
                 earlier[core].extend(cores[core])
                 del earlier[core][:-REMEMBERED]
         self.now.clear()
-        if isinstance(data, NkiTensor):
-            self.before.pop(data.storage.index, None)
+        for tensor in named:
+            if isinstance(tensor, NkiTensor):
+                self.before.pop(tensor.storage.index, None)
 
     def _compare(
         self, some: list[Access], others: list[Access], report: Callable[[Access, Access], None]

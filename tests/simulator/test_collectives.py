@@ -524,12 +524,12 @@ def test_a_hbm_collective_of_two_cores_needs_both() -> None:
         me = nl.program_id(0)
         src, dst, out = hbm(2, 3), hbm(2, 3), hbm(2, 3)
         nisa.dma_copy(dst=src[me : me + 1, :], src=x[me : me + 1, :])
-        nisa.core_barrier(src, (0, 1))
-        ncc.all_reduce([src], [dst], ncc.ReplicaGroup([[0, 1]]), nl.add)
+        ncc.all_reduce([src], [dst], ncc.ReplicaGroup([[0, 1]]), nl.add)  # waits for both cores
         nisa.dma_copy(dst=out[me : me + 1, :], src=dst[1 - me : 2 - me, :])
         return out
 
     xs = numbers(2, 2, 3)
+    assert not [w for w in nki.jit(body)[2].specialise(xs[0]).warnings if w.rule.startswith("lnc")]
     for result in simulate_ranks(nki.jit(body)[2], [(x,) for x in xs]):
         np.testing.assert_array_equal(result, (xs[0] + xs[1])[::-1])
 
