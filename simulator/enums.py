@@ -64,20 +64,24 @@ class dma_engine(Enum):
 
 
 class nc_version(Enum):
-    """Generations of NeuronCore; ordered."""
+    """Generations of NeuronCore; ordered, among each other and with their numbers."""
 
     gen2 = 2
     gen3 = 3
     gen4 = 4
 
-    def __lt__(self, other: nc_version) -> bool:
-        return self.value < other.value
+    def __lt__(self, other: nc_version | int) -> bool:
+        return self.value < _number(other)
 
-    def __le__(self, other: nc_version) -> bool:
-        return self.value <= other.value
+    def __le__(self, other: nc_version | int) -> bool:
+        return self.value <= _number(other)
 
-    def __gt__(self, other: nc_version) -> bool:
-        return self.value > other.value
+    def __gt__(self, other: nc_version | int) -> bool:
+        return self.value > _number(other)
 
-    def __ge__(self, other: nc_version) -> bool:
-        return self.value >= other.value
+    def __ge__(self, other: nc_version | int) -> bool:
+        return self.value >= _number(other)
+
+
+def _number(version: nc_version | int) -> int:
+    return version.value if isinstance(version, nc_version) else version
