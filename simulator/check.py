@@ -29,6 +29,7 @@ def check_program(program: Program) -> None:
     _check_size(program)
     _check_initialised(program)
     check_registers(program)
+    _check_edges(program)
     _check_addresses(program)
     _check_capacity(program)
     if program.lnc == 2:
@@ -70,6 +71,32 @@ def _check_size(program: Program) -> None:
             limit=str(INSTRUCTION_LIMIT),
             value=str(len(program.instructions)),
         )
+
+
+def _check_edges(program: Program) -> None:
+    """depends_on stays within one loop body and one core (nki_facts.md §6.4)."""
+    if not any(instruction.after for instruction in program.instructions):
+        return
+    place: dict[int, tuple[int, ...]] = {}
+    open_loops: list[int] = []
+    for instruction in program.instructions:
+        if instruction.engine == "control":
+            if instruction.spec.name in LOOPS:
+                open_loops.append(id(instruction))
+            else:
+                open_loops.pop()
+        place[id(instruction)] = (instruction.core, *open_loops)
+    for instruction in program.instructions:
+        for producer in instruction.after:
+            if place.get(id(producer)) != place[id(instruction)]:
+                program.report(
+                    instruction,
+                    "depends-on",
+                    f"depends on {producer.spec.name} of another loop body or core",
+                    "Order them through a tensor, or put both into one loop body",
+                    limit="the same loop body",
+                    value=f"line {producer.line}",
+                )
 
 
 # --- what was written before it is read ---------------------------------------------------

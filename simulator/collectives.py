@@ -8,11 +8,12 @@ same Program in a thread of its own.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from simulator.arguments import Call
-from simulator.errors import refuse
+from simulator.errors import NkiLaxWarning, refuse
 from simulator.execute import Plan
 from simulator.kernel import Kernel, jit
 from simulator.ranks import Ranks, World
@@ -53,6 +54,8 @@ def simulate_ranks(kernel: Kernel | Callable[..., Any], arguments: Sequence[Argu
     program = launched.plan(calls[0].specs).program
     for call in calls:
         call.check_writable(program)
+    for violation in program.lax:
+        warnings.warn(str(violation), NkiLaxWarning, stacklevel=2)
     world = World(len(calls))
     outcomes: list[Any] = [None] * len(calls)
     threads = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.context import VERSIONS
+from simulator.context import VERSIONS, feature
 from simulator.errors import NkiValidationError, Violation, kernel_location, refuse
 from simulator.psum import PsumState
 from simulator.registers import VirtualRegister
@@ -56,7 +56,22 @@ class Instruction:
         self.operands = (*self.operands[:at], value, *self.operands[at + 1 :])
 
     def depends_on(self, *producers: Instruction) -> None:
-        """Wait for `producers`, as `NkiInstruction.depends_on` of the SDK (0.6)."""
+        """Wait for `producers`, as `NkiInstruction.depends_on` of the SDK (0.6).
+
+        Raises:
+            NkiValidationError: one of them is no instruction.
+        """
+        feature("NkiInstruction.depends_on", since="0.6")
+        for producer in producers:
+            if not isinstance(producer, Instruction):
+                raise refuse(
+                    "depends-on",
+                    f"depends_on a {type(producer).__name__}",
+                    "Give what nisa functions return",
+                    instruction=self.spec.name,
+                    limit="NkiInstruction",
+                    value=type(producer).__name__,
+                )
         self.after = (*self.after, *producers)
 
     def reads(self) -> list[tuple[str, NkiTensor]]:

@@ -677,6 +677,21 @@ def read_before_the_loop_writes(x: Any) -> Any:
     return out
 
 
+def depends_across_loops(x: Any) -> Any:
+    out = stored(loaded(x))
+    tile = zeros(1, 1)
+    before = nisa.memset(dst=tile, value=0.0)
+    for _ in nl.dynamic_range(3):
+        nisa.memset(dst=tile, value=1.0).depends_on(before)
+    return out
+
+
+def depends_on_a_tile(x: Any) -> Any:
+    tile = zeros(1, 1)
+    nisa.memset(dst=tile, value=0.0).depends_on(tile)
+    return stored(loaded(x))
+
+
 RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     breaking: ("loop-break", "", ""),
     returning: ("loop-break", "", ""),
@@ -713,6 +728,8 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     alloc_float: ("operand", "int", "1.5"),
     too_many: ("register-limit", "64", "65"),
     too_many_round_a_loop: ("register-limit", "64", "65"),
+    depends_across_loops: ("depends-on", "the same loop body", ""),
+    depends_on_a_tile: ("depends-on", "NkiInstruction", "NkiTensor"),
     read_before_the_loop_writes: ("uninitialised-read", "0 unwritten elements", "2048"),
 }
 
@@ -761,6 +778,20 @@ def test_many_registers_one_after_the_other_pass() -> None:
         return stored(number)
 
     assert nki.jit(body)(np.ones((1, 1), np.float32))[0, 0] == 199
+
+
+def test_edges_inside_a_loop_body_pass() -> None:
+    def body(x: Any) -> Any:
+        tile = loaded(x)
+        for _ in nl.dynamic_range(2):
+            first = nisa.tensor_copy(dst=tile[:, 0:1], src=tile[:, 1:2])
+            second = nisa.tensor_copy(dst=tile[:, 1:2], src=tile[:, 0:1])
+            second.depends_on(first)
+        return stored(tile)
+
+    program = nki.jit(body).specialise(X)
+    assert program.versions[0] == "0.6"
+    assert sum(len(instruction.after) for instruction in program.instructions) == 1
 
 
 def test_plain_loops_inside_no_reorder_pass() -> None:
