@@ -54,6 +54,9 @@ class _Core:
         self.chosen: list[int] = []
         self.pipe = begin
         """The core's way to HBM."""
+        self.stack = begin
+        """Its share of the HBM stack. One reservation for both cores would make a core wait for
+        what the other has queued but not begun: transfers are played when they are issued."""
         self.held: dict[int, tuple[float, int, int]] = {}
         """The SBUF port (0) and the PSUM banks (from 1): until when, by which queue, for which
         instruction."""
@@ -84,8 +87,6 @@ class _Player:
         self.finished = [False] * queues
         self.free = [begin] * queues
         self.cores = [_Core(machine, begin) for _ in range(cores)]
-        self.stack = begin
-        """The HBM stack that the cores share."""
         semaphores = {
             name: getattr(machine, f"{name}_semaphore_ns", machine.sync_semaphore_ns)
             for name in QUEUES
@@ -254,8 +255,9 @@ class _Player:
         if pipe > last:
             last = pipe
         if moved.hbm_ns:
-            stack = (self.stack if self.stack > first else first) + moved.hbm_ns
-            self.stack = stack
+            share = moved.hbm_ns * len(self.cores)
+            stack = (core.stack if core.stack > first else first) + share
+            core.stack = stack
             if stack > last:
                 last = stack
         if moved.engines < core.count:

@@ -211,6 +211,23 @@ def test_two_cores_share_the_work_and_the_hbm_stack() -> None:
     assert predict(two.program, narrow).latency_us > 0.9 * one.latency_us
 
 
+def test_a_core_does_not_wait_for_what_the_other_has_queued() -> None:
+    def kernel(x: Any) -> Any:
+        out = nl.ndarray((2, *x.shape), dtype=x.dtype, buffer=nl.shared_hbm)
+        for _ in range(30 if nl.program_id(0) == 0 else 1):
+            tile = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+            nisa.dma_copy(dst=tile, src=x)
+        nisa.dma_copy(dst=out[nl.program_id(0)], src=tile)
+        return out
+
+    timeline = predict(nki.jit(kernel)[2].specialise(TensorSpec((128, 2048), fp32)))
+    ends: list[list[float]] = [[], []]
+    for index, instruction in enumerate(timeline.program.instructions):
+        if index in timeline.played.flow:
+            ends[instruction.core].append(timeline.played.end[index])
+    assert 3 * max(ends[1]) < max(ends[0])
+
+
 def test_a_barrier_makes_the_early_core_wait() -> None:
     def kernel(x: Any) -> Any:
         out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
