@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
 from simulator.instructions import INSTRUCTIONS
+from simulator.subset import RULES as SUBSET_RULES
 
 HERE = Path(__file__).parent
 NAMED_BY_VALUE = {"sbuf-capacity", "psum-capacity"}
@@ -56,3 +58,9 @@ def test_every_instruction_has_a_value_test() -> None:
     for module in modules():
         covered |= set(getattr(module, "COVERED", {}))
     assert covered == set(INSTRUCTIONS)
+
+
+def test_every_rule_is_in_the_docs() -> None:
+    text = (HERE.parents[1] / "docs" / "simulator.md").read_text()
+    words = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", text))
+    assert rules_of_the_code() | set(SUBSET_RULES) <= words
