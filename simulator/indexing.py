@@ -97,7 +97,7 @@ def _dynamic_start(
     tensor: NkiTensor, axis: int, item: Any, dynamic: Dynamic | None
 ) -> tuple[Dynamic | None, int]:
     """An address whose start along `axis` is a register, and how many elements it takes."""
-    from simulator.views import with_scalar
+    from simulator.patterns import with_scalar
 
     feature("index by a register", since="0.5")
     count = item.size if isinstance(item, DynamicSlice) else 1

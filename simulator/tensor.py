@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from simulator import indexing, views
+from simulator import indexing, patterns, views
 from simulator.dtypes import DType
 from simulator.errors import kernel_location, refuse
 from simulator.indexing import DynamicSlice as DynamicSlice
@@ -241,20 +241,20 @@ class NkiTensor:
         """The access pattern as [[stride, count], …]."""
         return [[s, n] for s, n in zip(self.strides, self.shape, strict=True)]
 
-    # Filled from views.py: each takes the tensor first and returns a new view.
-    ap = views.ap
+    # Filled from views.py and patterns.py: each takes the tensor first and returns a new view.
+    ap = patterns.ap
     broadcast = views.broadcast
     expand_dim = views.expand_dim
     flatten_dims = views.flatten_dims
-    indirect = views.indirect
+    indirect = patterns.indirect
     permute = views.permute
     rearrange = views.rearrange
     reshape = views.reshape
     reshape_dim = views.reshape_dim
-    select = views.select
+    select = patterns.select
     slice = views.slice_dim
     squeeze_dim = views.squeeze_dim
-    vector_select = views.vector_select
+    vector_select = patterns.vector_select
     view = views.view
     reinterpret_cast = views.view
 
