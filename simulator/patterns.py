@@ -53,11 +53,7 @@ def ap(
     element = tensor.dtype if dtype is None else as_dtype(dtype)
     axis = axis_of(tensor, indirect_dim)
     start = _start(tensor, element) if offset is None else offset
-    try:
-        steps = tuple(int(step) for step, _ in pattern)
-        counts = tuple(int(count) for _, count in pattern)
-    except (TypeError, ValueError):
-        raise _bad_pattern(tensor, pattern) from None
+    steps, counts = _steps_and_counts(tensor, pattern)
     if scalar_offset is not None and vector_offset is not None:
         raise refuse(
             "access-pattern",
@@ -82,6 +78,15 @@ def ap(
     if vector_offset is not None:
         return _with_rows(view, vector_offset, row, axis, None)
     return view
+
+
+def _steps_and_counts(tensor: NkiTensor, pattern: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The two columns of a pattern."""
+    try:
+        pairs = [(int(step), int(count)) for step, count in pattern]
+    except (TypeError, ValueError):
+        raise _bad_pattern(tensor, pattern) from None
+    return tuple(step for step, _ in pairs), tuple(count for _, count in pairs)
 
 
 def _start(tensor: NkiTensor, element: DType) -> Any:
