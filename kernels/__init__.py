@@ -29,3 +29,12 @@ OPS: dict[str, str] = {
     "silu": "x * sigmoid(x), the experts' gate activation",
 }
 """Op -> what it computes. The references are in kernels/reference.py."""
+
+LIBRARY: dict[str, KernelInfo] = {
+    "nki_expert_router_kernel": KernelInfo("kernels.router", "router"),
+    "nki_fused_expert_mlp_kernel": KernelInfo("kernels.expert_mlp", "expert_mlp"),
+    "nki_expert_aggregation_kernel": KernelInfo("kernels.expert_aggregation", "expert_aggregate"),
+    "nki_moe_prefill_kernel": KernelInfo("kernels.moe_prefill", "experts_prefill"),
+    "nki_moe_decode_kernel": KernelInfo("kernels.moe_decode", "experts_decode"),
+}
+"""Kernels whose op the model does not call yet, by the op that they are for."""

@@ -30,7 +30,7 @@ def nki_moe_prefill_kernel(
     scales=None,
     capacity_step=32,
     token_block=256,
-    buffers=3,
+    buffers=4,
     evict_engine="both",
 ):
     """out[t] = sum over j of weights[t, j] * MLP_e(x[t]), e = chosen[t, j].
@@ -59,15 +59,16 @@ def nki_moe_prefill_kernel(
             then of the up columns times down rows (kernels/quantise.py); else None.
         capacity_step: slots of a visit are a multiple of this, itself a multiple of 16.
         token_block: tokens of a visit at a time, a multiple of 16 up to 512.
-        buffers: experts whose weights are in SBUF at a time.
+        buffers: experts whose weights are in SBUF at a time, if so many fit.
         evict_engine: "vector", "scalar" or "both": who copies products out of PSUM.
 
     Returns:
         HBM tensor [tokens, hidden] of x's dtype.
 
-    Limits: tokens <= 2048; experts <= 128, even on two cores; hidden is 128 * (1, 2, 4, 8, 16 or 32), or at most 128 and a
-    multiple of 16; inner above 128 divides into ceil(inner / 128) equal parts; x and the weights
-    of `buffers` experts take at most 160 KiB of each partition; tokens * tiles < 65520.
+    Limits: tokens <= 2048; experts <= 128, even on two cores; hidden is 128 * (1, 2, 4, 8, 16
+    or 32), or at most 128 and a multiple of 16; inner above 128 divides into ceil(inner / 128)
+    equal parts; x and one expert's weights take at most 160 KiB of each partition; (tokens + 1)
+    * ceil(hidden / 128) < 65536.
     HBM bytes: all experts' weights (3 * hidden * inner * itemsize each), and per row of hidden
     elements 2 * slots + tokens * (top_k + 2), slots being about tokens * top_k *
     (1 + ln(experts / top_k)) at most. MACs: 3 * slots * hidden * inner (of which tokens * top_k
@@ -86,10 +87,10 @@ def nki_moe_prefill_kernel(
     assert partitions % 16 == 0, (
         "nki_moe_prefill_kernel: x's hidden dimension must be a multiple of 16"
     )
+    assert chosen.shape[0] == tokens, "nki_moe_prefill_kernel: chosen must have x's tokens"
     assert tuple(weights.shape) == (tokens, top_k), (
         "nki_moe_prefill_kernel: weights must have chosen's shape"
     )
-    assert chosen.shape[0] == tokens, "nki_moe_prefill_kernel: chosen must have x's tokens"
     assert tuple(gate_up.shape) == (experts, hidden, 2 * inner), (
         "nki_moe_prefill_kernel: gate_up must be [experts, hidden, 2 * inner]"
     )
@@ -116,10 +117,12 @@ def nki_moe_prefill_kernel(
     weight_size = (tiles * 2 * inner + contraction_split(inner)[1] * hidden) * (
         1 if low else itemsize
     )
-    assert (tokens + 1) * tiles * itemsize + buffers * weight_size <= 160 * 1024, (
-        "nki_moe_prefill_kernel: x and the weights of `buffers` experts need more than 160 KiB "
-        "per partition"
+    room = 160 * 1024 - (tokens + 1) * tiles * itemsize
+    assert weight_size <= room, (
+        "nki_moe_prefill_kernel: x and the weights of one expert need more than 160 KiB per "
+        "partition"
     )
+    buffers = min(buffers, room // weight_size)
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     sizes = capacities(tokens, top_k, experts, capacity_step)
     core = nl.program_id(0)
