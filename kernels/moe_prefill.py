@@ -106,6 +106,10 @@ def nki_moe_prefill_kernel(
     assert not low or scales != None, (  # noqa: E711
         "nki_moe_prefill_kernel: fp8 weights need scales"
     )
+    assert tokens <= 2048, "nki_moe_prefill_kernel: x has more than 2048 tokens"
+    assert experts % nl.num_programs() == 0, (
+        "nki_moe_prefill_kernel: gate_up must have an even number of experts on two cores"
+    )
     assert capacity_step % 16 == 0, "nki_moe_prefill_kernel: capacity_step must be a multiple of 16"
     assert token_block % 16 == 0 and 16 <= token_block <= 512, (  # noqa: PT018
         "nki_moe_prefill_kernel: token_block must be a multiple of 16 up to 512"

@@ -63,9 +63,9 @@ def experts(
     """
     inner = down.shape[1]
     outputs = x.new_zeros((*chosen.shape, x.shape[1]))
-    for expert in chosen.unique().tolist():
+    for expert in sorted(set(chosen.flatten().tolist())):
         token, j = (chosen == expert).nonzero(as_tuple=True)
-        gate, up = gate_up[expert].split(inner, dim=-1)
+        gate, up = gate_up[expert][:, :inner], gate_up[expert][:, inner:]
         outputs[token, j] = expert_mlp(x[token], gate, up, down[expert])
     return aggregate(outputs, weights)
 
