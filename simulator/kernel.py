@@ -12,7 +12,8 @@ from typing import Any
 from simulator.arguments import Call
 from simulator.context import CURRENT
 from simulator.errors import NkiLaxWarning, NkiValidationError, Violation, refuse
-from simulator.execute import Plan, precise
+from simulator.execute import Plan
+from simulator.machine import precise
 from simulator.program import Program
 from simulator.specialise import definition, run_eagerly, specialise
 from simulator.targets import Target, current_target

@@ -18,7 +18,7 @@ from simulator.tensor import MemoryRegion, NkiTensor, Storage, row_major
 
 if TYPE_CHECKING:
     from simulator.dtypes import DType
-    from simulator.execute import Eager
+    from simulator.eager import Eager
     from simulator.instructions.table import InstructionSpec
     from simulator.lifetimes import Lifetime
 

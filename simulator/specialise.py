@@ -16,8 +16,8 @@ from simulator import lnc as cores
 from simulator.check import check_program
 from simulator.context import CURRENT, current_program
 from simulator.dtypes import DType
+from simulator.eager import Eager
 from simulator.errors import NkiValidationError, Violation
-from simulator.execute import Eager
 from simulator.program import Program
 from simulator.targets import Target
 from simulator.tensor import MemoryRegion, NkiTensor

@@ -55,7 +55,7 @@ def _transpose(instruction: Instruction, slots: Slots) -> Run:
 
 def _gather_transpose(instruction: Instruction, axes: tuple[int, ...], slots: Slots) -> Run:
     """Rows by number, the index tile read column by column, then transposed."""
-    from simulator.execute import dynamic_out_of_bounds
+    from simulator.machine import dynamic_out_of_bounds
 
     dst, src = instruction["dst"], instruction["src"]
     to, table, index = slots(dst), slots.rows(src), slots(src.dynamic.rows)

@@ -35,7 +35,7 @@ ELEMENTS_PER_INDEX = (1, 2, 4, 8, 16, 32)
 
 
 def _in_bounds(instruction: Instruction, tensor: NkiTensor, indices: Array, limit: int) -> None:
-    from simulator.execute import dynamic_out_of_bounds
+    from simulator.machine import dynamic_out_of_bounds
 
     if indices.size and indices.max() >= limit:
         raise dynamic_out_of_bounds(instruction, tensor, int(indices.max()), limit)

@@ -31,7 +31,7 @@ def _row_numbers(
     instruction: Instruction, tensor: NkiTensor, slots: Slots
 ) -> tuple[int, Callable[[Arrays], tuple[Array, Any]]]:
     """The slot of all rows, and a function that gives checked row numbers."""
-    from simulator.execute import dynamic_out_of_bounds
+    from simulator.machine import dynamic_out_of_bounds
 
     assert tensor.dynamic is not None
     assert tensor.dynamic.rows is not None
