@@ -302,13 +302,14 @@ class _Decoder:
             elif where.buffer is MemoryRegion.psum:
                 self.waits += self.psum[where.core or 0].take(where)
             elif storage in self.untracked:
-                self.signs[storage] = _UNTRACKED
-                return self._sign(tensor)
-            if tensor.dynamic is None:
+                self.signs[storage] = mark = _UNTRACKED
+            if tensor.dynamic is None and mark == _NEW:
                 self.first[storage] = tensor
                 self.signs[storage] = self._sign(tensor)
                 return -1
-        elif mark == _UNTRACKED:
+        if mark == _UNTRACKED:
+            if tensor.dynamic is not None:
+                self._indices(tensor, at, raw)
             return self._sign(tensor)
         state = self.states.get(storage)
         if state is None:

@@ -211,6 +211,28 @@ def test_two_cores_share_the_work_and_the_hbm_stack() -> None:
     assert predict(two.program, narrow).latency_us > 0.9 * one.latency_us
 
 
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_dma_waits_for_the_index_it_is_addressed_by(by_row: bool) -> None:
+    def kernel(x: Any) -> Any:
+        out = nl.ndarray((128, 64), dtype=x.dtype, buffer=nl.shared_hbm)
+        index = nl.ndarray((128, 1), dtype=nl.int32, buffer=nl.sbuf)
+        tile = nl.ndarray((128, 64), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.iota(dst=index, pattern=[[0, 1]], offset=0, channel_multiplier=0)
+        for _ in range(30):
+            nisa.iota(dst=index, pattern=[[0, 1]], offset=0, channel_multiplier=0)
+        if by_row:
+            source = x.ap(pattern=[[64, 128], [1, 64]], offset=0, vector_offset=index)
+        else:
+            source = x.ap(pattern=[[64, 128], [1, 64]], offset=0, scalar_offset=index[0:1, :])
+        nisa.dma_copy(dst=tile, src=source)
+        nisa.dma_copy(dst=out, src=tile)
+        return out
+
+    timeline = predict(nki.jit(kernel).specialise(TensorSpec((1024, 64), fp32)))
+    made = timeline.played.end[30]
+    assert timeline.played.start[31] >= made > 30 * 100
+
+
 def test_a_core_does_not_wait_for_what_the_other_has_queued() -> None:
     def kernel(x: Any) -> Any:
         out = nl.ndarray((2, *x.shape), dtype=x.dtype, buffer=nl.shared_hbm)
