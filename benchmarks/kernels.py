@@ -164,7 +164,7 @@ def moe_cases() -> Iterator[Case]:
                 },
                 EXPERTS * expert_bytes(itemsize) + 4 * tokens * HIDDEN + 8 * tokens * CHOSEN,
                 3 * tokens * CHOSEN * HIDDEN * INNER,
-                {"buffers": 6} if tokens <= 640 else {},
+                {},
                 dtype,
             )
         for tokens in (1, 4):

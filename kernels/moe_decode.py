@@ -7,6 +7,7 @@ import nki.language as nl
 from kernels.blocks import contraction_split, filled, load_contraction, transpose_interleaved
 from kernels.gated_mlp import weight_view
 from kernels.routing import best_experts, softmax_shares, sum_of_all
+from kernels.tiling import load_rows
 
 SBUF_FOR_WEIGHTS = 160 * 1024
 """Bytes of each partition that experts' weights may take."""
@@ -88,6 +89,9 @@ def nki_moe_decode_kernel(
     assert not low or scales != None, (  # noqa: E711
         "nki_moe_decode_kernel: fp8 weights need scales"
     )
+    assert not low or tokens * top_k <= 512, (
+        "nki_moe_decode_kernel: x has more than 512 token-expert pairs, too many with fp8 weights"
+    )
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     product, squares, logits = weigh_and_route(x, norm_weight, router_weight)
     copy = None if normalise else copied(logits)
@@ -95,8 +99,11 @@ def nki_moe_decode_kernel(
     factor, normed = normalise_weighted(product, squares, eps, x.dtype)
     everything = None if normalise else sum_of_all(copy, factor)
     shares = softmax_shares(values[:, 0:top_k], everything, factor)
-    shares, chosen = on_all_partitions(shares, chosen[:, 0:top_k])
-    total = run_experts(normed, shares, chosen, top_k, weights, scales, buffers)
+    shares, chosen, numbers = on_all_partitions(shares, chosen[:, 0:top_k], low)
+    factors = None
+    if low:
+        factors = chosen_scales(scales, numbers, inner)
+    total = run_experts(normed, shares, chosen, top_k, weights, factors, buffers)
     store_sum(total, out)
     return out
 
@@ -189,7 +196,7 @@ def root_mean(dst, total, count, eps):
     nisa.activation(dst=dst, op=nl.rsqrt, data=dst)
 
 
-def on_all_partitions(shares, chosen):
+def on_all_partitions(shares, chosen, all_numbers):
     """Every token's weights in every partition, and all expert numbers in partition 0.
 
     A product with ones sums over tokens; each token's row is first moved to columns of its own.
@@ -197,43 +204,98 @@ def on_all_partitions(shares, chosen):
     Args:
         shares: SBUF [tokens, K], fp32.
         chosen: SBUF [tokens, K], uint32.
+        all_numbers: whether expert numbers are needed in every partition too.
 
     Returns:
-        (SBUF [128, tokens, K] fp32, SBUF [1, tokens, K] integers).
+        (SBUF [128, tokens, K] fp32, SBUF [1, tokens, K] integers, and None or SBUF
+        [128, tokens, K] fp32).
     """
     tokens, most = shares.shape
-    both = nl.ndarray((tokens, 2 * most), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=both[:, 0:most], src=shares)
-    if tokens > 1:
-        nisa.tensor_copy(dst=both[:, most : 2 * most], src=chosen)
+    everywhere = spread_tokens(shares)
+    if tokens == 1 and not all_numbers:
+        return everywhere, chosen.reshape((1, 1, most)), None
+    values = nl.ndarray((tokens, most), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=values, src=chosen)
+    numbers = spread_tokens(values)
+    if tokens == 1:  # there is no need to wait for these
+        return everywhere, chosen.reshape((1, 1, most)), numbers
+    first = nl.ndarray((1, tokens, most), dtype=nl.int32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=first, src=numbers[0:1, :, :])
+    return everywhere, first, numbers
+
+
+def spread_tokens(rows):
+    """All rows of an SBUF tile [tokens, K] in every partition: SBUF [128, tokens, K], fp32."""
+    tokens, most = rows.shape
     ones = filled((tokens, nl.tile_size.pmax), 1.0, nl.float32)
     everywhere = nl.ndarray((nl.tile_size.pmax, tokens, most), dtype=nl.float32, buffer=nl.sbuf)
-    numbers = nl.ndarray((1, tokens, most), dtype=nl.int32, buffer=nl.sbuf)
-    for part in range(min(tokens, 2)):
+    spread = rows.reshape((tokens, 1, most))
+    if tokens > 1:
         spread = nl.ndarray((tokens, tokens, most), dtype=nl.float32, buffer=nl.sbuf)
-        source = both.ap(pattern=[[2 * most, tokens], [0, tokens], [1, most]], offset=part * most)
-        if tokens > 1:
-            nisa.affine_select(
-                dst=spread, pattern=[[-1, tokens], [0, most]], offset=0, channel_multiplier=1,
-                on_true_tile=source, on_false_value=0.0, cmp_op=nl.equal,
-            )  # fmt: skip
-        else:
-            nisa.tensor_copy(dst=spread, src=source)
-        group = max(1, nl.tile_size.psum_fmax // most)
-        for first in range(0, tokens, group):
-            some = min(group, tokens - first)
-            total = nl.ndarray((nl.tile_size.pmax, some, most), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_matmul(
-                dst=total, stationary=ones, moving=spread[:, first : first + some, :],
-                accumulate=False,
-            )  # fmt: skip
-            if part == 0:
-                nisa.tensor_copy(dst=everywhere[:, first : first + some, :], src=total)
-            else:
-                nisa.tensor_copy(dst=numbers[:, first : first + some, :], src=total[0:1, :, :])
-    if tokens == 1:
-        return everywhere, chosen.reshape((1, 1, most))
-    return everywhere, numbers
+        nisa.affine_select(
+            dst=spread,
+            pattern=[[-1, tokens], [0, most]],
+            offset=0,
+            channel_multiplier=1,
+            on_true_tile=rows.ap(pattern=[[most, tokens], [0, tokens], [1, most]], offset=0),
+            on_false_value=0.0,
+            cmp_op=nl.equal,
+        )
+    group = max(1, nl.tile_size.psum_fmax // most)
+    for first in range(0, tokens, group):
+        some = min(group, tokens - first)
+        total = nl.ndarray((nl.tile_size.pmax, some, most), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(
+            dst=total,
+            stationary=ones,
+            moving=spread[:, first : first + some, :],
+            accumulate=False,
+        )
+        nisa.tensor_copy(dst=everywhere[:, first : first + some, :], src=total)
+    return everywhere
+
+
+def chosen_scales(scales, numbers, inner):
+    """The scales of all chosen experts, transposed.
+
+    All scales are read, which long descriptors make cheaper than those of the chosen experts,
+    and chosen by a product with 0 and 1.
+
+    Args:
+        scales: HBM tensor [experts, 2 * inner], fp32.
+        numbers: SBUF [128, tokens, K], fp32: expert numbers in every partition.
+        inner: inner columns of an expert.
+
+    Returns:
+        SBUF tile [inner partitions, 2, parts, tokens * K], fp32.
+    """
+    experts = scales.shape[0]
+    partitions, parts = contraction_split(inner)
+    pairs = numbers.shape[1] * numbers.shape[2]
+    flat = numbers.reshape((nl.tile_size.pmax, pairs))
+    tables = []
+    choices = []
+    for start in range(0, experts, nl.tile_size.pmax):
+        count = min(nl.tile_size.pmax, experts - start)
+        tables.append(load_rows(scales, start, count))
+        own = nl.ndarray((count, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.iota(dst=own, pattern=[[0, 1]], offset=start, channel_multiplier=1)
+        choice = nl.ndarray((count, pairs), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=choice, data=flat[0:count, :], op0=nl.equal, operand0=own)
+        choices.append(choice)
+    result = nl.ndarray((partitions, 2, parts, pairs), dtype=nl.float32, buffer=nl.sbuf)
+    for half in range(2):
+        for c in range(parts):
+            found = nl.ndarray((partitions, pairs), dtype=nl.float32, buffer=nl.psum)
+            for n in range(len(tables)):
+                nisa.nc_matmul(
+                    dst=found,
+                    stationary=tables[n][:, half * inner + c : (half + 1) * inner : parts],
+                    moving=choices[n],
+                    accumulate=n > 0,
+                )
+            nisa.tensor_copy(dst=result[:, half, c, :], src=found)
+    return result
 
 
 def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
@@ -300,16 +362,7 @@ def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
         )
         factors = None
         if scales != None:  # noqa: E711
-            factors = nl.ndarray((inner_partitions, 2, parts), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.dma_copy(
-                dst=factors,
-                src=scales.ap(
-                    pattern=[[parts, inner_partitions], [inner, 2], [1, parts]],
-                    offset=0,
-                    scalar_offset=number,
-                    indirect_dim=0,
-                ),
-            )
+            factors = scales[:, :, :, pair]
         share = shares[0:inner_partitions, t, k : k + 1]
         active = one_token(normed[:, :, t : t + 1], gate_up_tile, share, factors)
         for j in range(tiles):

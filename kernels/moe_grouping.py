@@ -262,9 +262,15 @@ def gather_lists(slots, tokens, first, count, tiles):
         highs.append(high)
         owns.append(own)
     lists = nl.ndarray((P, columns), dtype=nl.uint16, buffer=nl.sbuf)
-    for start in range(0, columns, nl.tile_size.psum_fmax):
-        width = min(nl.tile_size.psum_fmax, columns - start)
-        total = nl.ndarray((P, width), dtype=nl.float32, buffer=nl.psum)
+    bank = nl.tile_size.psum_fmax
+    group = 2 * bank
+    for start in range(0, columns, group):
+        width = min(group, columns - start)
+        totals = []
+        for left in range(0, width, bank):
+            totals.append(
+                nl.ndarray((P, min(bank, width - left)), dtype=nl.float32, buffer=nl.psum)
+            )
         for i in range(len(slots)):
             rows, top_k = slots[i].shape
             for k in range(top_k):
@@ -273,13 +279,19 @@ def gather_lists(slots, tokens, first, count, tiles):
                     dst=right, data=column[0:rows, start : start + width], op0=nl.equal,
                     operand0=highs[i][:, k : k + 1], op1=nl.multiply, operand1=owns[i],
                 )  # fmt: skip
-                nisa.nc_matmul(
-                    dst=total, stationary=lefts[i][:, k, :], moving=right, accumulate=i + k > 0
-                )
-        nisa.tensor_scalar(
-            dst=lists[:, start : start + width], data=total, op0=nl.add, operand0=float(tokens),
-            op1=nl.multiply, operand1=float(tiles),
-        )  # fmt: skip
+                for n in range(len(totals)):
+                    nisa.nc_matmul(
+                        dst=totals[n],
+                        stationary=lefts[i][:, k, :],
+                        moving=right[:, n * bank : n * bank + totals[n].shape[1]],
+                        accumulate=i + k > 0,
+                    )
+        for n in range(len(totals)):
+            left = start + n * bank
+            nisa.tensor_scalar(
+                dst=lists[:, left : left + totals[n].shape[1]], data=totals[n], op0=nl.add,
+                operand0=float(tokens), op1=nl.multiply, operand1=float(tiles),
+            )  # fmt: skip
     return lists
 
 

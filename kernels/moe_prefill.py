@@ -28,9 +28,9 @@ def nki_moe_prefill_kernel(
     gate_up,
     down,
     scales=None,
-    capacity_step=32,
-    token_block=256,
-    buffers=4,
+    capacity_step=16,
+    token_block=128,
+    buffers=6,
     evict_engine="both",
 ):
     """out[t] = sum over j of weights[t, j] * MLP_e(x[t]), e = chosen[t, j].
@@ -46,7 +46,7 @@ def nki_moe_prefill_kernel(
     3. Each visit writes its rows to HBM by slot; a token's rows are gathered by slot number
        and summed with their weights on the Tensor engine.
 
-    On two cores (LNC2) visits are dealt out alternately, and the sums by halves of hidden.
+    On two cores (LNC2) visits are dealt out alternately, and so are the tokens to be summed.
 
     Args:
         x: HBM tensor [tokens, hidden], fp32 or bf16 (bf16 with fp8 weights).
@@ -361,17 +361,20 @@ def load_rows_by_number(tile, table, numbers, i):
 def sum_rows(results, slots, weights, out, engine):
     """out[t] = the weighted sum of the rows of results that token t's slots name.
 
-    On two cores each sums half of the columns.
+    On two cores tiles of 128 tokens are dealt out alternately; a last one without a partner is
+    shared by halves of the columns. Whole rows are the longer descriptors.
     """
     hidden = out.shape[1]
-    top_k = slots[0].shape[1]
     core = nl.program_id(0)
     cores = nl.num_programs()
-    first = hidden * core // cores
-    last = hidden * (core + 1) // cores
     unit = identity(P)
     for i in range(len(slots)):
-        count = slots[i].shape[0]
+        shared = i == len(slots) - 1 and i % cores == 0 and cores > 1
+        if i % cores != core and not shared:
+            continue
+        first = hidden * core // cores if shared else 0
+        last = hidden * (core + 1) // cores if shared else hidden
+        count, top_k = slots[i].shape
         shares = nl.ndarray((count, top_k), dtype=nl.float32, buffer=nl.sbuf)
         nisa.dma_copy(dst=shares, src=weights[i * P : i * P + count, :])
         diagonals = diagonal_weights(unit, shares, out.dtype)
