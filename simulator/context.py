@@ -32,6 +32,18 @@ def current_program() -> Program:
     return program
 
 
+def note_lax(rule: str, message: str, mend: str, **details: str) -> None:
+    """Note, at the kernel's current line, what only older compilers or AWS's simulator take.
+
+    Raises:
+        NkiValidationError: no kernel is being specialised, so that nobody would see the note.
+    """
+    program = CURRENT.get()
+    if program is None:
+        raise refuse(rule, message, mend, **details)
+    program.lax += refuse(rule, message, mend, **details).violations
+
+
 def feature(name: str, since: str = VERSIONS[0], until: str = VERSIONS[-1]) -> None:
     """Note that the kernel uses something only versions `since` to `until` have."""
     program = CURRENT.get()

@@ -34,6 +34,10 @@ class DType(str):
         self.element = None if element is None else np.dtype(element)
         return self
 
+    def __reduce__(self) -> str:
+        """Copies, deep ones too, and pickles are the dtype itself, by its name here."""
+        return str(self)
+
     @property
     def packed(self) -> bool:
         """Whether a container holds 4 elements."""

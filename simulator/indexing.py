@@ -70,9 +70,25 @@ def index(tensor: NkiTensor, key: tuple[Any, ...]) -> NkiTensor:
     if dropped and len(new_shape) < (2 if on_chip else 1):
         new_shape.append(1)
         new_strides.append(1)
-    return tensor.__class__(
-        tensor.storage, tuple(new_shape), tuple(new_strides), offset, tensor.dtype, dynamic
-    )
+    kind = _empty_view(tensor, key) if 0 in new_shape else tensor.__class__
+    return kind(tensor.storage, tuple(new_shape), tuple(new_strides), offset, tensor.dtype, dynamic)
+
+
+def _empty_view(tensor: NkiTensor, key: tuple[Any, ...]) -> type[NkiTensor]:
+    """The class of a view without elements, such as a core's part where there is nothing to do.
+
+    Kernels may make it; no instruction takes it.
+    """
+    from simulator.tensor import OutsideTensor
+
+    for axis, item in enumerate(_expand(tensor, key)):
+        if item != _ALL and not _is_register(getattr(item, "start", item)):
+            start, count, step = _bounds(tensor, axis, item)
+            if count == 0:
+                return OutsideTensor.of(
+                    out_of_bounds(tensor, axis, f"[{start}, {start - 1}] step {step}")
+                )
+    return tensor.__class__  # a view of a view without elements
 
 
 def _is_register(value: Any) -> bool:
@@ -166,7 +182,7 @@ def _bounds(tensor: NkiTensor, axis: int, item: Any) -> tuple[int, int, int]:
         raise _no_index(tensor, item)
     start = start + size if start < 0 else start
     stop = stop + size if stop < 0 else stop
-    if step < 1 or start < 0 or stop > size or stop <= start:
+    if step < 1 or start < 0 or stop > size or stop < start:
         raise out_of_bounds(tensor, axis, f"[{start}, {stop - 1}] step {step}")
     return start, (stop - start + step - 1) // step, step
 

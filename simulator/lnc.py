@@ -204,6 +204,8 @@ class _Races:
         """Storage -> accesses since the last barrier."""
         self.before: dict[int, Cores] = {}
         """Storage -> earlier accesses, since the last barrier that named it."""
+        self.anywhere: set[tuple[int, int]] = set()
+        """(storage, core) written at dynamic addresses since the last barrier."""
         self.reported: set[tuple[int, int]] = set()
 
     def scan(self, position: int, stop: int) -> None:
@@ -235,6 +237,8 @@ class _Races:
             if tensor.storage.core is not None or tensor.storage.role == "constant":
                 continue
             if tensor.dynamic is not None:  # may be anywhere: gets the benefit of the doubt
+                if writes:
+                    self.anywhere.add((tensor.storage.index, instruction.core))
                 continue
             cores = self.now.setdefault(tensor.storage.index, ([], []))
             cores[instruction.core].append(Access(instruction, tensor, writes, _span(tensor)))
@@ -252,6 +256,7 @@ class _Races:
                 earlier[core].extend(cores[core])
                 del earlier[core][:-REMEMBERED]
         self.now.clear()
+        self.anywhere.clear()
         for tensor in named:
             if isinstance(tensor, NkiTensor):
                 self.before.pop(tensor.storage.index, None)
@@ -272,7 +277,7 @@ class _Races:
 
     def _race(self, access: Access, other: Access) -> None:
         # Both may write the same: nothing but the values tells, and public kernels do it.
-        both_write = access.writes and other.writes
+        both_write = (access.writes or self._wrote(access)) and other.writes
         self._report(
             self.program.tolerate if both_write else self.program.report,
             "lnc-race",
@@ -281,6 +286,22 @@ class _Races:
             access,
             other,
         )
+
+    def _wrote(self, access: Access) -> bool:
+        """Whether the core that reads wrote the same bytes, by then or in this instruction."""
+        core = access.instruction.core
+        storage = access.tensor.storage.index
+        if (storage, core) in self.anywhere:
+            return True
+        mine: list[NkiTensor] = []
+        passed = False
+        for each in self.now[storage][core]:
+            if passed and each.instruction is not access.instruction:
+                break
+            passed = passed or each is access
+            if each.writes:
+                mine.append(each.tensor)
+        return bool(mine) and _covers(_mask(mine), access.tensor)
 
     def _weak(self, access: Access, other: Access) -> None:
         self._report(
@@ -357,16 +378,26 @@ def _bytes(mask: np.ndarray[Any, Any], base: int, tensor: NkiTensor) -> np.ndarr
 
 
 def _touches(mask: tuple[int, np.ndarray[Any, Any]], tensor: NkiTensor) -> bool:
+    return bool(_of(mask, tensor).any())
+
+
+def _covers(mask: tuple[int, np.ndarray[Any, Any]], tensor: NkiTensor) -> bool:
+    found = _of(mask, tensor)
+    return found.size > 0 and bool(found.all())
+
+
+def _of(mask: tuple[int, np.ndarray[Any, Any]], tensor: NkiTensor) -> np.ndarray[Any, Any]:
+    """The bytes of a view as the mask has them; nothing if it has none of them."""
     base, covered = mask
     low, high = _span(tensor)
     if high <= base or low >= base + covered.size:
-        return False
+        return covered[:0]
     window = covered[max(low - base, 0) : high - base]
     if not window.any():
-        return False
+        return covered[:0]
     padded = np.zeros(high - low, np.bool_)
     padded[max(base - low, 0) : max(base - low, 0) + window.size] = window
-    return bool(_bytes(padded, low, tensor).any())
+    return _bytes(padded, low, tensor)
 
 
 def overlap(a: NkiTensor, b: NkiTensor) -> bool:

@@ -49,6 +49,13 @@ class Operator:
     def __repr__(self) -> str:
         return f"nl.{self.name}"
 
+    def __deepcopy__(self, memo: Any) -> Operator:
+        """An operator is one object, also in a copy of what holds it."""
+        return self
+
+    def __copy__(self) -> Operator:
+        return self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function of nki.language: works on tiles and returns a new one."""
         function = FUNCTIONS.get(self.name)

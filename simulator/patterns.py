@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from simulator.context import feature
+from simulator.context import feature, note_lax
 from simulator.dtypes import DType, as_dtype
 from simulator.errors import NkiValidationError, refuse
 from simulator.views import axis_of, reshape
@@ -63,6 +63,7 @@ def ap(
             value="2",
         )
     row = math.prod(tensor.shape[axis + 1 :]) * tensor.dtype.itemsize // element.itemsize
+    start, steps = _of_a_slice(tensor, element, start, steps, offset is None)
     fault = _check_pattern(tensor, element, start, steps, counts, vector_offset is not None)
     if fault is not None:
         return outside_view(tensor, counts, steps, start, element, fault)
@@ -89,6 +90,35 @@ def _steps_and_counts(tensor: NkiTensor, pattern: Any) -> tuple[tuple[int, ...],
     return tuple(step for step, _ in pairs), tuple(count for _, count in pairs)
 
 
+def _of_a_slice(
+    tensor: NkiTensor, element: DType, start: Any, steps: tuple[int, ...], inherited: bool
+) -> tuple[Any, tuple[int, ...]]:
+    """Start and steps of a pattern that takes a slice for a tensor of its own, in the storage.
+
+    Its partition step is the free size of the slice, and its offset counts from the slice's
+    start. Partitions have no distance in a chip's addresses, so that this means something.
+    """
+    if not tensor.buffer.on_chip or not steps or not isinstance(start, int):
+        return start, steps
+    free = tensor.storage.bytes_per_partition // element.itemsize
+    mine = tensor.free_bytes // element.itemsize
+    if steps[0] in (free, 0) or steps[0] != mine or not tensor.is_contiguous():
+        return start, steps
+    begin = _start(tensor, element)
+    if not isinstance(begin, int):
+        return start, steps
+    note_lax(
+        "access-pattern",
+        "ap() pattern has invalid partition stride: it is the slice's free size",
+        "Partition step must equal the storage's free size",
+        limit=str(free),
+        value=str(mine),
+    )
+    if not inherited:
+        start = begin + start // mine * free + start % mine
+    return start, (free, *steps[1:])
+
+
 def _start(tensor: NkiTensor, element: DType) -> Any:
     """A view's own offset in elements of another dtype; a fraction is no offset."""
     start, rest = divmod(tensor.offset * tensor.dtype.itemsize, element.itemsize)
@@ -106,9 +136,7 @@ def outside_view(
     """A view that leaves its storage: kernels may make it, but no instruction takes it."""
     from simulator.tensor import OutsideTensor
 
-    view = OutsideTensor(tensor.storage, shape, strides, offset, dtype)
-    view.fault = fault
-    return view
+    return OutsideTensor.of(fault)(tensor.storage, shape, strides, offset, dtype)
 
 
 def _bad_pattern(tensor: NkiTensor, pattern: Any) -> NkiValidationError:

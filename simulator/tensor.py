@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from simulator import indexing, patterns, views
+from simulator.context import note_lax
 from simulator.dtypes import DType
 from simulator.errors import kernel_location, refuse
 from simulator.indexing import DynamicSlice as DynamicSlice
@@ -86,6 +87,10 @@ class Storage:
         self.scope: int | None = None
         """The dynamic loop in whose body it was allocated."""
         self.file, self.line = kernel_location()
+
+    def __deepcopy__(self, memo: Any) -> Storage:
+        """A kernel that copies an object which holds tensors copies no memory."""
+        return self
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,11 +200,19 @@ class NkiTensor:
         return text if values is None else f"{text}\n{values}"
 
     def __bool__(self) -> bool:
-        raise refuse(
+        """True, as of any object: public kernels ask `if weights:` for `is not None`.
+
+        Raises:
+            NkiValidationError: outside a kernel.
+        """
+        note_lax(
             "tensor-value",
-            f"the value of tensor {self.name} is not known while the kernel is compiled",
-            "Decide on shapes and parameters, or select on the device (e.g. nisa.affine_select)",
+            f"the value of tensor {self.name} is not known while the kernel is compiled: this is "
+            "True whatever it holds",
+            "Decide on shapes and parameters, or select on the device (e.g. nisa.affine_select); "
+            "ask `is not None` for a tensor that may be missing",
         )
+        return True
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """`tile[…] = value`, which only AWS's simulator takes: a copy, or a memset of a number.
@@ -260,10 +273,15 @@ class NkiTensor:
 
 
 class OutsideTensor(NkiTensor):
-    """An access pattern that leaves its storage; `fault` is raised where it is used."""
+    """A view that leaves its storage or has no elements; `fault` is raised where it is used."""
 
-    __slots__ = ("fault",)
-    fault: Exception
+    __slots__ = ()
+    fault: ClassVar[Exception]
+
+    @classmethod
+    def of(cls, fault: Exception) -> type[OutsideTensor]:
+        """The class of views with this fault, and of all views made of them."""
+        return type(cls.__name__, (cls,), {"__slots__": (), "fault": fault})
 
 
 def eager_values(tensor: NkiTensor) -> Any:

@@ -172,8 +172,10 @@ class InstructionSpec:
     def _check_kinds(self, program: Program, instruction: Instruction) -> None:
         operands = instruction.operands
         for name in self.operands:
-            if operands[self.index[name]].__class__ is OutsideTensor:
-                raise operands[self.index[name]].fault
+            value = operands[self.index[name]]
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(item, OutsideTensor):
+                    raise item.fault
         for name in self.tensors:
             value = operands[self.index[name]]
             if isinstance(value, NkiTensor) or (

@@ -5,11 +5,15 @@ Source: nki_facts.md §2.2, §2.11, §6.2.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import os
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
-from simulator.context import CURRENT, current_program, feature
+from simulator.context import CURRENT, current_program, feature, note_lax
 from simulator.errors import refuse
 from simulator.targets import PARTITIONS, Target, current_target
 from simulator.tensor import DynamicSlice
@@ -18,9 +22,16 @@ from simulator.tensor import DynamicSlice
 class NKIObject:
     """Base class of the classes that kernels may use.
 
-    A class without `__init__` and without `@dataclass` takes its annotated attributes as
-    arguments, in order or by name, with what the class assigns as defaults.
+    A class without `__init__` takes its annotated attributes as arguments, in order or by name,
+    with what the class assigns as defaults, `@dataclass` or not. As in the compilers up to 0.6,
+    which read the class and do not run it, a dataclass lets arguments be missing, and attributes
+    without annotation be given by name; a check refuses both.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__init__ is NKIObject.__init__ and not issubclass(cls, Enum):
+            cls.__init__ = NKIObject.__init__  # type: ignore[method-assign]  # dataclass keeps it
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Set the annotated attributes, then call `__post_init__` if there is one.
@@ -29,23 +40,102 @@ class NKIObject:
             TypeError: unknown, missing or too many arguments.
         """
         cls = type(self)
-        names = [name for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)]
+        if issubclass(cls, Enum):
+            return
+        names, only_by_name, defaults = _attributes(cls)
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__} takes {len(names)} arguments, got {len(args)}")
         values = dict(zip(names, args, strict=False))
         for name, value in kwargs.items():
-            if name not in names or name in values:
-                why = "has no attribute" if name not in names else "got two values for"
-                raise TypeError(f"{cls.__name__} {why} {name!r}")
+            if name in values:
+                raise TypeError(f"{cls.__name__} got two values for {name!r}")
+            if name not in names and name not in only_by_name:
+                _check_unannotated(cls, name)
             values[name] = value
-        for name in names:
-            if name not in values and not hasattr(cls, name):
-                raise TypeError(f"{cls.__name__} misses the argument {name!r}")
-        for name, value in values.items():
-            setattr(self, name, value)
-        after = getattr(self, "__post_init__", None)
-        if after is not None:
-            after()
+        for name in (*names, *only_by_name):
+            if name in values:
+                continue
+            if name in defaults:
+                values[name] = defaults[name]()
+            elif not hasattr(cls, name):
+                _check_missing(cls, name)
+                values[name] = None
+        _finish(self, values)
+
+
+Factories = dict[str, Callable[[], Any]]
+
+
+def _attributes(cls: type) -> tuple[list[str], list[str], Factories]:
+    """The names of a class's arguments, those given by name only, and what makes defaults."""
+    if not dataclasses.is_dataclass(cls):
+        bases = reversed(cls.__mro__)
+        return [name for base in bases for name in inspect.get_annotations(base)], [], {}
+    fields = [field for field in _fields(cls) if field.init]
+    defaults: Factories = {}
+    for field in _fields(cls):
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = functools.partial(_same, field.default)
+    by_name = [field.name for field in fields if field.kw_only is True]
+    by_name += [field.name for field in _fields(cls) if not field.init and field.name in defaults]
+    return [f.name for f in fields if f.kw_only is not True], by_name, defaults
+
+
+def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
+    """A dataclass's fields, and what it only passes on to `__post_init__`."""
+    found = cls.__dataclass_fields__.values()
+    return [field for field in found if _is(field) != "_FIELD_CLASSVAR"]
+
+
+def _is(field: Any) -> str:
+    """Whether a field is one, or InitVar or ClassVar."""
+    return str(getattr(field, "_field_type", None))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _check_unannotated(cls: type, name: str) -> None:
+    """An argument that is no field: an attribute without annotation, as older compilers take."""
+    if not dataclasses.is_dataclass(cls) or name.startswith("__") or not hasattr(cls, name):
+        raise TypeError(f"{cls.__name__} has no attribute {name!r}")
+    note_lax(
+        "object-field",
+        f"{cls.__name__}.{name} has no annotation, so that Python's dataclass has no such argument",
+        "Annotate the attribute",
+        limit="annotated attributes",
+        value=name,
+    )
+
+
+def _check_missing(cls: type, name: str) -> None:
+    """An argument that was not given and has no default: a dataclass's is None."""
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{cls.__name__} misses the argument {name!r}")
+    note_lax(
+        "object-field",
+        f"{cls.__name__} misses the argument {name!r}, which Python's dataclass demands",
+        "Give it, or give the attribute a default",
+        limit=name,
+        value="missing",
+    )
+
+
+def _finish(target: Any, values: dict[str, Any]) -> None:
+    """Set attributes, of frozen objects too, and call `__post_init__`."""
+    fields = getattr(type(target), "__dataclass_fields__", {})
+    passed_on = []
+    for name, value in values.items():
+        if name in fields and _is(fields[name]) == "_FIELD_INITVAR":
+            passed_on.append(value)
+        else:
+            object.__setattr__(target, name, value)
+    after = getattr(target, "__post_init__", None)
+    if after is not None:
+        after(*passed_on)
 
 
 def _target() -> Target:

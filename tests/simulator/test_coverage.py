@@ -33,8 +33,8 @@ def rules_of_the_code() -> set[str]:
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             at = {
-                "refuse": 0, "Violation": 0, "_violation": 0, "report": 1, "tolerate": 1, "warn": 1,
-                "_note": 2, "_report": 1,
+                "refuse": 0, "note_lax": 0, "Violation": 0, "_violation": 0, "report": 1,
+                "tolerate": 1, "warn": 1, "_note": 2, "_report": 1,
             }  # fmt: skip
             position = at.get(name)
             if position is not None and len(node.args) > position:

@@ -213,7 +213,7 @@ def asserting(x: Any) -> Any:
 
 
 def truth(x: Any) -> Any:
-    return loaded(x) if x else x
+    return stored(loaded(x)) if x else x
 
 
 def assignment(x: Any) -> Any:
