@@ -195,6 +195,7 @@ def prefill_inputs(
     [
         (1, 64, 32, 8, 1), (1, 64, 32, 128, 8), (17, 256, 192, 8, 2), (127, 64, 32, 8, 8),
         (128, 64, 33, 16, 2), (129, 64, 32, 128, 8), (20, 2048, 192, 8, 2),
+        (17, 4096, 32, 8, 2),
     ],
 )  # fmt: skip
 def test_prefill(
@@ -277,6 +278,7 @@ def decode_inputs(
 DECODE = [
     (1, 64, 32, 8, 1), (1, 256, 192, 8, 8), (1, 2048, 192, 16, 8), (2, 64, 32, 16, 9),
     (3, 64, 32, 8, 1), (4, 256, 33, 128, 8), (32, 64, 32, 8, 2),
+    (1, 4096, 32, 8, 2),
 ]  # fmt: skip
 
 
@@ -304,6 +306,19 @@ def test_decode_of_large_and_small_tokens(scale: float) -> None:
     scaled = (arguments[0] * scale, *arguments[1:])
     result = nki_moe_decode_kernel(*scaled, top_k=2)
     assert_good(result, moe_reference.moe_layer, scaled, top_k=2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40])
+def test_zeros_and_denormals_stay_finite(value: float) -> None:
+    prefill = prefill_inputs(20, 64, 32, 8, 2, FP32)
+    decode = decode_inputs(2, 64, 32, 8, FP32)
+    for kernel, reference, arguments, given in (
+        (nki_moe_prefill_kernel, moe_reference.experts, prefill, {}),
+        (nki_moe_decode_kernel, moe_reference.moe_layer, decode, {"top_k": 2}),
+    ):
+        filled = (torch.full_like(arguments[0], value), *arguments[1:])
+        expected = reference(*filled, **given)
+        torch.testing.assert_close(kernel(*filled, **given), expected, rtol=1e-5, atol=1e-38)
 
 
 def test_decode_reads_only_the_chosen_experts() -> None:
