@@ -25,12 +25,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
 import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
 import simulator_kernels as kernels_here  # noqa: E402
 import torch  # noqa: E402
 
+import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
 from kernels.rmsnorm import nki_rmsnorm_kernel  # noqa: E402
 from kernels.softmax import nki_softmax_kernel  # noqa: E402
 from simulator.dtypes import bfloat16, float32  # noqa: E402
@@ -282,7 +282,8 @@ def main() -> int:
         arguments.out.write_text(json.dumps(raw, indent=1) + "\n")
     print(
         f"geometric mean: {summary['geomean_vs_torch']:.2f} x torch, "
-        f"{summary['geomean_vs_numpy']:.2f} x NumPy; worst {summary['worst_vs_torch']:.2f} x torch; "
+        f"{summary['geomean_vs_numpy']:.2f} x NumPy; "
+        f"worst {summary['worst_vs_torch']:.2f} x torch; "
         f"specialisation {specialised['median']:,.0f} instructions/s (measured on this CPU)"
     )
     if arguments.json:

@@ -117,7 +117,8 @@ def expert_mlp_kernel(x_t, gate, up, down):
 
     Args:
         x_t: [hidden, tokens].
-        gate, up: [hidden, intermediate].
+        gate: [hidden, intermediate].
+        up: [hidden, intermediate].
         down: [intermediate, hidden].
     """
     hidden, tokens = x_t.shape
