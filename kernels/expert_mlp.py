@@ -59,9 +59,7 @@ def nki_fused_expert_mlp_kernel(
     assert tuple(down_weight.shape) == (inner_width, hidden), (
         "nki_fused_expert_mlp_kernel: down_weight must be [inner, x's hidden dimension]"
     )
-    assert 1 <= token_block <= 512, (
-        "nki_fused_expert_mlp_kernel: token_block must be 1 to 512"
-    )
+    assert 1 <= token_block <= 512, "nki_fused_expert_mlp_kernel: token_block must be 1 to 512"
     weights = (weight_view(gate_weight), weight_view(up_weight), weight_view(down_weight))
     low = weights[0].dtype == nl.float8_e4m3
     itemsize = 1 if low else (4 if x.dtype == nl.float32 else 2)
