@@ -3,27 +3,20 @@
 A storage is accessed by few views, and most storages of a kernel by the same ones, one loop
 iteration after another. So what overlaps what is worked out once per *layout*, the views in
 the order in which they first appear, and shared by all storages that grow the same way.
-
-On-chip memory is reused: tiles allocated in a loop are storages of their own, and the real
-allocator rotates them through the memory. Here a new tile takes the bytes of the tiles that
-died first, so that it waits for their last use only when memory has run out (`Memory`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
-
-from simulator.tensor import NkiTensor, Storage
 
 Box = tuple[int, int, int, int]
 """Rows [0] to [1] and bytes within a row [2] to [3], ends excluded."""
-View = tuple[int, tuple[int, ...], tuple[int, ...], Any]
-"""Offset, shape, strides, dtype."""
-Entry = tuple[int, int, list[int], list[int], Any]
-"""Of a view: its number in the layout, its number in cost signatures, the numbers of the other
-views with which it has bytes in common, and of those that it covers; and, of a view that the
-layout does not have yet, the Layout that has it."""
+Form = tuple[Any, ...]
+"""Shape, strides, dtype, and whether the address is known on the device only."""
+Entry = tuple[int, list[int], list[int], Any]
+"""Of a view: its number in the layout, the numbers of the other views with which it has bytes in
+common, and of those that it covers; and, of a view that the layout does not have yet, the Layout
+that has it."""
 
 EVERYTHING: Box = (0, 1 << 60, 0, 1 << 60)
 _SHARED_VIEWS = 16
@@ -43,44 +36,45 @@ class Layout:
         """
         self.row = row
         self.own = own
-        self.index: dict[View, Entry] = {}
+        self.index: dict[int, Entry] = {}
+        """By view: form and offset as one integer."""
         self.boxes: list[Box] = []
         self.grid: dict[tuple[int, int], list[int]] = {}
         self.wide: list[int] = []
 
-    def grow(self, view: View, box: Box, signature: int) -> Entry:
+    def grow(self, view: int, box: Box) -> Entry:
         """Add a view; returns its entry, which names the layout that has it."""
         if self.own:
-            self._add(view, box, signature)
+            self._add(view, box)
             return self.index[view]
         own = len(self.boxes) >= _SHARED_VIEWS
         grown = Layout(self.row, own)
-        for known, (number, signed, clashes, covers, further) in self.index.items():
+        for known, (number, clashes, covers, further) in self.index.items():
             if further is None:
-                grown.index[known] = (number, signed, [*clashes], [*covers], None)
+                grown.index[known] = (number, [*clashes], [*covers], None)
         grown.boxes = [*self.boxes]
         if own:
             for number, there in enumerate(grown.boxes):
                 grown._enter(number, there)
-        grown._add(view, box, signature)
-        entry = (*grown.index[view][:4], grown)
+        grown._add(view, box)
+        entry = (*grown.index[view][:3], grown)
         if not own:
             self.index[view] = entry
         return entry
 
-    def _add(self, view: View, box: Box, signature: int) -> None:
+    def _add(self, view: int, box: Box) -> None:
         number = len(self.boxes)
         near = self._near(box) if self.own else range(number)
         conflicts = [n for n in near if overlaps(box, self.boxes[n])]
         covered = [n for n in conflicts if contains(box, self.boxes[n])]
         if conflicts:
             found = set(conflicts)
-            for other, _, clashes, covers, _ in self.index.values():
+            for other, clashes, covers, _ in self.index.values():
                 if other in found:
                     clashes.append(number)
                     if contains(self.boxes[other], box):
                         covers.append(number)
-        self.index[view] = (number, signature, conflicts, covered, None)
+        self.index[view] = (number, conflicts, covered, None)
         self.boxes.append(box)
         if self.own:
             self._enter(number, box)
@@ -139,13 +133,48 @@ class State:
         self.writers.append(-1)
         self.readers.append([])
 
-    def add(self, view: View, tensor: NkiTensor, signature: int) -> Entry:
+    def add(self, view: int, form: Form, offset: int) -> Entry:
         """A view that no storage of this layout has been accessed by before."""
-        box = EVERYTHING if tensor.dynamic is not None else box_of(tensor, self.layout.row)
-        entry = self.layout.grow(view, box, signature)
-        if entry[4] is None:
+        box = EVERYTHING if form[3] else box_of(form, offset, self.layout.row)
+        entry = self.layout.grow(view, box)
+        if entry[3] is None:
             self.enter(self.layout)
         return entry
+
+    def read(self, entry: Entry, here: int, awaited: list[int]) -> list[int]:
+        """A read through a view: it waits for the writers; returns the view's readers."""
+        number, writers = entry[0], self.writers
+        if writers[number] >= 0:
+            awaited.append(writers[number])
+        for other in entry[1]:
+            if writers[other] >= 0:
+                awaited.append(writers[other])
+        readers = self.readers[number]
+        readers.append(here)
+        return readers
+
+    def write(self, entry: Entry, here: int, awaited: list[int], everything: bool) -> None:
+        """A write through a view: it waits for the readers since, or else for the writers.
+
+        Args:
+            entry: the view's.
+            here: the number of the access.
+            awaited: gets those it waits for.
+            everything: whether it writes all bytes of the view.
+        """
+        number, conflicts, covered, _ = entry
+        writers, everyone = self.writers, self.readers
+        for other in (number, *conflicts):
+            if everyone[other]:
+                awaited += everyone[other]
+            elif writers[other] >= 0:
+                awaited.append(writers[other])
+        if everything:
+            for other in covered:
+                writers[other] = here
+                everyone[other] = []
+            everyone[number] = []
+        writers[number] = here
 
     def users(self) -> list[int]:
         """The instructions that touched it last: readers waited for the writer."""
@@ -168,13 +197,14 @@ def contains(a: Box, b: Box) -> bool:
     return a[0] <= b[0] and b[1] <= a[1] and a[2] <= b[2] and b[3] <= a[3]
 
 
-def box_of(tensor: NkiTensor, row: int) -> Box:
+def box_of(form: Form, offset: int, row: int) -> Box:
     """The rows and the bytes within a row that a view may touch."""
-    item = tensor.dtype.itemsize
+    shape, strides, dtype, _ = form
+    item = dtype.itemsize
     per_row = max(1, row // item)
-    start, column = divmod(tensor.offset, per_row)
+    start, column = divmod(offset, per_row)
     rows = columns = 0
-    for count, stride in zip(tensor.shape, tensor.strides, strict=True):
+    for count, stride in zip(shape, strides, strict=True):
         reach = (count - 1) * abs(stride)
         if stride % per_row == 0:
             rows += reach // per_row
@@ -183,83 +213,3 @@ def box_of(tensor: NkiTensor, row: int) -> Box:
     if column + columns >= per_row:  # wraps into the next row: take whole rows
         return (start, start + rows + (column + columns) // per_row + 1, 0, row)
     return (start, start + rows + 1, column * item, (column + columns + 1) * item)
-
-
-class Memory:
-    """SBUF of one core as a queue of bytes: the longest dead are taken first."""
-
-    def __init__(self, capacity: int) -> None:
-        """Args:
-        capacity: bytes per partition.
-        """
-        self.fresh = capacity
-        self.dead: deque[tuple[int, list[int]]] = deque()
-        """Bytes of dead storages, and the instructions that touched them last."""
-
-    def take(self, size: int) -> list[int]:
-        """Allocate; returns the instructions that must have ended before."""
-        dead = self.dead
-        if not self.fresh and dead and dead[0][0] == size:  # one dies, one of its size is born
-            return dead.popleft()[1]
-        waits: list[int] = []
-        if self.fresh >= size:
-            self.fresh -= size
-            return waits
-        size -= self.fresh
-        self.fresh = 0
-        while size > 0 and dead:
-            free, users = dead.popleft()
-            waits += users
-            if free > size:
-                dead.appendleft((free - size, users))
-            size -= free
-        return waits
-
-
-class Banks:
-    """PSUM of one core: banks that are taken whole, the longest dead first."""
-
-    def __init__(self, banks: int, bank_bytes: int) -> None:
-        """Args:
-        banks: how many there are.
-        bank_bytes: of each, per partition.
-        """
-        self.bank_bytes = bank_bytes
-        self.free: deque[tuple[int, list[int]]] = deque((b, []) for b in range(1, banks + 1))
-        self.held: dict[int, list[int]] = {}
-        """Storage -> its banks, counted from 1."""
-
-    def take(self, storage: Storage) -> list[int]:
-        """Give a storage its banks; returns the instructions that must have ended before."""
-        count = -(-storage.bytes_per_partition // self.bank_bytes)
-        wanted = None
-        if storage.address is not None:
-            wanted = storage.address[1] // self.bank_bytes + 1
-        waits: list[int] = []
-        taken = self.held[storage.index] = []
-        for step in range(count):
-            entry = self._bank(None if wanted is None else wanted + step)
-            if entry is None:
-                break
-            taken.append(entry[0])
-            waits += entry[1]
-        return waits
-
-    def _bank(self, wanted: int | None) -> tuple[int, list[int]] | None:
-        if wanted is None:
-            return self.free.popleft() if self.free else None
-        for entry in self.free:
-            if entry[0] == wanted:
-                self.free.remove(entry)
-                return entry
-        return None
-
-    def bank(self, storage: int) -> int:
-        """The first bank of a storage; 0 if it got none."""
-        taken = self.held.get(storage)
-        return taken[0] if taken else 0
-
-    def give(self, storage: int, users: list[int]) -> None:
-        """A storage has died."""
-        for bank in self.held.pop(storage, ()):
-            self.free.append((bank, users))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from simulator.instructions.control import LOOPS
@@ -14,10 +15,8 @@ _ENDS = frozenset(LOOPS.values())
 Trips = int | Mapping[Any, int]
 
 
-def unroll(
-    program: Program, trips: Trips | None, assumptions: list[str]
-) -> tuple[Iterator[Instruction] | list[Instruction], bool]:
-    """The instructions in the order they run, and whether there were dynamic loops.
+def unroll(program: Program, trips: Trips | None, assumptions: list[str]) -> list[int] | None:
+    """The positions of the instructions in the order they run; None without dynamic loops.
 
     Args:
         program: of which core's loops may hold each other.
@@ -29,10 +28,10 @@ def unroll(
         ValueError: a trip count is not known, or not given for that loop.
     """
     instructions = program.instructions
-    if not any(i.engine == "control" for i in instructions):
-        return instructions, False
+    if "control" not in map(attrgetter("engine"), instructions):
+        return None
     counts = _counts(instructions, trips, assumptions)
-    return _play(instructions, 0, len(instructions), counts), True
+    return list(_play(instructions, 0, len(instructions), counts))
 
 
 def _counts(
@@ -87,13 +86,12 @@ def _checked(count: Any, where: str) -> int:
 
 def _play(
     instructions: list[Instruction], begin: int, end: int, counts: dict[int, int]
-) -> Iterator[Instruction]:
-    """Walk through [begin, end), repeating loop bodies."""
+) -> Iterator[int]:
+    """Walk through [begin, end), repeating loop bodies; a loop's begin takes no time."""
     position = begin
     while position < end:
-        instruction = instructions[position]
         if position not in counts:
-            yield instruction
+            yield position
             position += 1
             continue
         head = position
@@ -102,9 +100,9 @@ def _play(
         close = _close(instructions, position)
         for _ in range(counts[head]):
             yield from _play(instructions, body, close, counts)
-            yield instructions[close]
+            yield close
             if both:
-                yield instructions[close + 1]
+                yield close + 1
         position = close + (2 if both else 1)
 
 
