@@ -86,6 +86,11 @@ class Instruction:
         """The tensors it writes, by operand name."""
         return self._tensors(self.spec.write_positions)
 
+    @property
+    def written(self) -> list[Any]:
+        """The operands it writes, as they were given."""
+        return [self.operands[position] for _, position in self.spec.write_positions]
+
     def _tensors(self, positions: tuple[tuple[str, int], ...]) -> list[tuple[str, NkiTensor]]:
         found: list[tuple[str, NkiTensor]] = []
         operands = self.operands
@@ -347,6 +352,11 @@ class Program:
     ) -> None:
         """Note a warning about `instruction`."""
         self.warnings.append(_at(instruction, rule, message, mend, details))
+
+    def notes(self) -> int:
+        """How many violations, warnings and features have been noted."""
+        noted = (self.violations, self.lax, self.warnings, self.features)
+        return sum(map(len, noted))
 
     def raise_violations(self) -> None:
         """Raise everything noted so far, if anything that a call cannot run with."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from simulator import dtypes
-from simulator.operators import Operator
+from simulator.operators import ALU, SIMULATOR_ONLY, Operator, power
 from simulator.registers import VirtualRegister
 from simulator.targets import PARTITIONS
 from simulator.tensor import MemoryRegion, NkiTensor
@@ -262,7 +262,8 @@ def _check_operator(
     if value is None or value in allowed:
         return
     names = ", ".join(sorted(f"nl.{operator.name}" for operator in allowed))
-    program.report(
+    lax = value in SIMULATOR_ONLY and allowed | {power} >= ALU
+    (program.tolerate if lax else program.report)(
         instruction,
         "operator",
         f"{name} cannot be {value!r}",

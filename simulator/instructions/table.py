@@ -155,11 +155,10 @@ class InstructionSpec:
         key = _signature(program, instruction)
         if key is not None and key in self.passed:
             return
-        found = len(program.violations) + len(program.warnings) + len(program.features)
+        found = program.notes()
         self._note_versions(instruction)
         self.check(program, instruction)
-        after = len(program.violations) + len(program.warnings) + len(program.features)
-        if key is not None and after == found and not self._versions_vary(instruction):
+        if key is not None and program.notes() == found and not self._versions_vary(instruction):
             self.passed.add(key)
 
     def _versions_vary(self, instruction: Instruction) -> bool:

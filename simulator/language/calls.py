@@ -85,6 +85,33 @@ def same_shape(function: str, first: NkiTensor, **others: Any) -> None:
             raise wrong_shape(function, name, first.shape, other)
 
 
+def broadcast(function: str, x: NkiTensor, y: NkiTensor) -> tuple[NkiTensor, NkiTensor]:
+    """Two tiles under one shape. The chip has no broadcasting; AWS's simulator repeats as NumPy.
+
+    Raises:
+        NkiValidationError: NumPy would not broadcast them either.
+    """
+    if x.shape == y.shape:
+        return x, y
+    fault = wrong_shape(function, "y", x.shape, y)
+    rank = max(x.ndim, y.ndim)
+    shapes = [(1,) * (rank - t.ndim) + t.shape for t in (x, y)]
+    if any(a != b and 1 not in (a, b) for a, b in zip(*shapes, strict=True)):
+        raise fault
+    whole = tuple(max(a, b) for a, b in zip(*shapes, strict=True))
+    current_program().lax += fault.violations
+
+    def repeated(tensor: NkiTensor, shape: tuple[int, ...]) -> NkiTensor:
+        own = (0,) * (rank - tensor.ndim) + tensor.strides
+        strides = tuple(
+            0 if size == 1 and count > 1 else stride
+            for size, stride, count in zip(shape, own, whole, strict=True)
+        )
+        return NkiTensor(tensor.storage, whole, strides, tensor.offset, tensor.dtype)
+
+    return repeated(x, shapes[0]), repeated(y, shapes[1])
+
+
 def spread_over(column: NkiTensor, shape: tuple[int, ...]) -> NkiTensor:
     """A tile of the leading dimensions of `shape`, repeated over the trailing ones."""
     kept = column.shape[: len(shape)]

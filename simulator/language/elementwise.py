@@ -12,8 +12,8 @@ from typing import Any
 
 from simulator import operators
 from simulator.dtypes import float32, int32, uint8
-from simulator.errors import refuse
 from simulator.language.calls import (
+    broadcast,
     converted,
     dtype_of,
     emit,
@@ -30,6 +30,7 @@ _BINARY = (
     operators.greater, operators.greater_equal, operators.less, operators.less_equal,
     operators.logical_and, operators.logical_or, operators.logical_xor, operators.bitwise_and,
     operators.bitwise_or, operators.bitwise_xor, operators.left_shift, operators.right_shift,
+    operators.divide, operators.mod, operators.fmod,
 )  # fmt: skip
 _ACTIVATIONS = operators.ACTIVATIONS - {
     operators.copy, operators.prelu, operators.reciprocal, operators.rsqrt, operators.sin
@@ -51,9 +52,11 @@ def _binary(operator: Operator) -> Callable[..., NkiTensor]:
         if not given:
             tile(operator.name, "x", x)
         first = given[0]
+        if len(given) == 2:
+            x, y = broadcast(operator.name, x, y)
+            first = x
         out = new_tile(first.shape, dtype_of(dtype, first))
         if len(given) == 2:
-            same_shape(operator.name, first, y=y)
             emit("tensor_tensor", dst=out, data1=x, data2=y, op=operator)
         else:
             number, reverse = (x, True) if first is y else (y, False)
@@ -93,20 +96,6 @@ def _reciprocal(x: Any, dtype: Any = None) -> NkiTensor:
     return out
 
 
-def _no_hardware(name: str, instead: str) -> Callable[..., Any]:
-    def call(x: Any, y: Any, dtype: Any = None) -> Any:
-        raise refuse(
-            "operator",
-            f"there is no {name} in hardware; the SDK's simulator has it, its compiler fails",
-            instead,
-            instruction=f"nl.{name}",
-            limit="an operator of the ALU",
-            value=f"nl.{name}",
-        )
-
-    return call
-
-
 for _operator in _BINARY:
     _named(_operator.name, _binary(_operator), f"{_operator.name} of two tiles or tile and number.")
 for _operator in _ACTIVATIONS:
@@ -122,13 +111,6 @@ negative = _tensor_scalar("negative", operators.multiply, -1.0)
 """-x."""
 logical_not = _tensor_scalar("logical_not", operators.logical_xor, 1.0)
 """1 where x is 0, else 0."""
-for _name in ("divide", "mod", "fmod"):
-    _mend = {
-        "divide": "Use nisa.reciprocal and multiply",
-        "mod": "Take off a multiple: x - y * nl.floor(x * (1 / y))",
-        "fmod": "Take off a multiple: x - y * nl.trunc(x * (1 / y))",
-    }[_name]
-    _named(_name, _no_hardware(_name, _mend), "Refused: the hardware has no such operator.")
 
 
 # --- sine and cosine, with range reduction ----------------------------------------------------

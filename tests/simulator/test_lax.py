@@ -83,6 +83,21 @@ def added_to_zeros(x: Any) -> Any:
     return stored(result)
 
 
+def divided(x: Any) -> Any:
+    tile = loaded(x)
+    return stored(nl.divide(tile, nl.add(tile, 1.0)))
+
+
+def column_repeated(x: Any) -> Any:
+    tile = loaded(x)
+    return stored(nl.subtract(tile, tile[:, 0:1]))
+
+
+def row_repeated(x: Any) -> Any:
+    tile = loaded(x)
+    return stored(nl.add(tile[0:1, :], tile))
+
+
 CASES: dict[Callable[..., Any], tuple[str, Any]] = {
     copy_with_dtype: ("legacy-dtype", DATA),
     number_as_mode: ("enum", DATA),
@@ -93,6 +108,9 @@ CASES: dict[Callable[..., Any], tuple[str, Any]] = {
     unwritten_rows: ("uninitialised-read", DATA),
     too_much: ("sbuf-capacity", DATA),
     added_to_zeros: ("psum-accumulate", DATA.T @ DATA),
+    divided: ("operator", DATA / (DATA + 1)),
+    column_repeated: ("no-broadcast", DATA - DATA[:, 0:1]),
+    row_repeated: ("no-broadcast", DATA + DATA[0:1]),
 }
 
 
@@ -106,6 +124,11 @@ def test_a_call_runs_with_a_warning_and_a_check_refuses(body: Callable[..., Any]
     assert exact or np.allclose(found.astype(np.float32), expected, rtol=2**-8)
     refused = {v.rule for v in violations(body)}
     assert refused == {rule}
+
+
+def test_it_is_said_again_where_it_was_checked_before() -> None:
+    for _ in range(2):
+        assert {v.rule for v in violations(divided)} == {"operator"}
 
 
 def test_unwritten_elements_are_nan() -> None:
