@@ -47,6 +47,10 @@ class Decoded:
 
     instructions: list[Instruction] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    prices: list[Cost] = field(default_factory=list)
+    """The distinct costs, …"""
+    price: Numbers = field(default_factory=lambda: np.zeros(0, np.int32))
+    """… and the position there of each instruction's."""
     queues: bytearray = field(default_factory=bytearray)
     """core * len(QUEUES) + index in QUEUES."""
     depends: list[tuple[int, ...] | None] = field(default_factory=list)
@@ -75,6 +79,7 @@ def decode(
     if order is not None:
         price = _repeat(program, found, order, decoded)
     prices = found.prices
+    decoded.prices, decoded.price = prices, price
     decoded.costs = list(map(prices.__getitem__, price.tolist()))
     pairs = Pairs()
     known = histories(program, found, decoded.queues, pairs)
