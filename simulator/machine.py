@@ -77,7 +77,31 @@ class Machine:
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = self._add(self._now(tensor), tensor)
-        return slot
+        return self._repeated(tensor, slot) if 0 in tensor.strides else slot
+
+    def _repeated(self, tensor: NkiTensor, slot: int) -> int:
+        """A destination with a step of 0, where kernels drop what they need not: its last
+        element stays. An instruction that computes in its destination gets memory for all.
+        """
+        repeats = any(s == 0 and n > 1 for s, n in zip(tensor.strides, tensor.shape, strict=True))
+        written = self._instruction.written if self._instruction else []
+        if not repeats or not any(tensor is value for value in written):
+            return slot
+        dtype, size = physical(tensor.dtype, self.precise), tensor.size
+        room = 1 << (size - 1).bit_length()
+        name = f"repeated {len(self._after)} {dtype} of {room}"
+        memory = self.state(name, lambda: np.empty(room, dtype))[:size].reshape(tensor.shape)
+        whole = self._add(memory)
+
+        def before(views: list[Array]) -> None:
+            memory[...] = views[slot]
+
+        def after(views: list[Array]) -> None:
+            views[slot][...] = memory
+
+        self._before.append(before)
+        self._after.append(after)
+        return whole
 
     def _check_bits(self, tensor: NkiTensor) -> None:
         """Without low precision there are no bits of it to take for another dtype."""

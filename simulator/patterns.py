@@ -180,7 +180,9 @@ def _check_pattern(
                 limit=f"partitions and {MAXIMUM_RANK_ON_CHIP - 1} free dimensions",
                 value=f"{len(counts)} entries",
             )
-        _check_partition_end(tensor, start, steps, counts, free)
+        fault = _check_partition_end(tensor, start, steps, counts, free)
+        if fault is not None:
+            return fault
     span = list(zip(steps, counts, strict=True))[1 if by_rows else 0 :]
     last = start + sum(step * (count - 1) for step, count in span if step > 0)
     least = start + sum(step * (count - 1) for step, count in span if step < 0)
@@ -198,19 +200,20 @@ def _check_pattern(
 
 def _check_partition_end(
     tensor: NkiTensor, start: int, steps: tuple[int, ...], counts: tuple[int, ...], free: int
-) -> None:
+) -> NkiValidationError | None:
     """The free part of a pattern must stay in its partition: behind it lies another tensor."""
     span = list(zip(steps, counts, strict=True))[1:]
     last = start % free + sum(step * (count - 1) for step, count in span if step > 0)
     least = start % free + sum(step * (count - 1) for step, count in span if step < 0)
-    if least < 0 or last >= free:
-        raise refuse(
-            "out-of-bounds",
-            f"Out-of-bound access pattern for tensor `{tensor.name}`: it leaves the partition",
-            "Make offset and free pattern fit the storage's free size",
-            limit=f"elements 0 to {free - 1} of a partition",
-            value=f"elements {least} to {last}",
-        )
+    if least >= 0 and last < free:
+        return None
+    return refuse(
+        "out-of-bounds",
+        f"Out-of-bound access pattern for tensor `{tensor.name}`: it leaves the partition",
+        "Make offset and free pattern fit the storage's free size",
+        limit=f"elements 0 to {free - 1} of a partition",
+        value=f"elements {least} to {last}",
+    )
 
 
 def _check_index_tile(tensor: Any, operand: str, single: bool | None) -> None:

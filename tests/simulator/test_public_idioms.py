@@ -173,6 +173,22 @@ def test_no_instruction_takes_a_view_without_elements() -> None:
             nki.simulate(body)(DATA)
 
 
+def test_a_pattern_that_leaves_its_partition_is_wrong_only_where_it_is_used() -> None:
+    """As in a loop whose last round is a partial one."""
+
+    def kernel(x: Any, used: int) -> Any:
+        tile, out = loaded(x), sbuf(64, 32)
+        for column in range(0, 40, 8):
+            part = tile.ap([[32, 64], [1, 8]], offset=column)
+            if column < used:
+                nisa.tensor_copy(dst=out[:, column : column + 8], src=part)
+        return stored(out)
+
+    np.testing.assert_array_equal(nki.simulate(kernel)(DATA, 32), DATA)
+    with pytest.raises(NkiValidationError, match="leaves the partition|out-of-bounds"):
+        nki.simulate(kernel)(DATA, 40)
+
+
 def test_a_pattern_may_take_a_slice_for_a_tensor() -> None:
     """Partition step and offset as if the slice were all there is."""
 
@@ -190,6 +206,41 @@ def test_a_pattern_may_take_a_slice_for_a_tensor() -> None:
     repeated, swapped = lax(kernel, "access-pattern")
     np.testing.assert_array_equal(repeated, np.repeat(DATA[32:64, 5:6], 4, axis=1))
     np.testing.assert_array_equal(swapped, DATA[0:32, [9, 8]])
+
+
+@pytest.mark.parametrize("dtype", [nl.float32, nl.bfloat16])
+@pytest.mark.parametrize("eager", [False, True])
+def test_results_that_nobody_needs_go_to_one_column(dtype: Any, eager: bool) -> None:
+    """A destination that repeats one element does not disturb the sum."""
+
+    def kernel(x: Any) -> Any:
+        tile, sums = loaded(x), sbuf(64, 4)
+        dropped = sbuf(64, 1, dtype=dtype)
+        nothing = dropped.ap([[1, 64], [0, 32]])
+        rest: dict[str, Any] = {"op": nl.square, "data": tile, "reduce_op": nl.add}
+        nisa.activation_reduce(dst=nothing, reduce_res=sums[:, 0:1], **rest)
+        nisa.activation_reduce(dst=tile.ap([[32, 64], [0, 32]]), reduce_res=sums[:, 1:2], **rest)
+        nisa.tensor_scalar_reduce(
+            dst=nothing, data=tile, op0=nl.add, operand0=1.0, reduce_op=nl.add,
+            reduce_res=sums[:, 2:3],
+        )  # fmt: skip
+        nisa.tensor_tensor_scan(
+            dst=nothing, data0=tile, data1=tile, initial=0.0, op0=nl.add, op1=nl.maximum
+        )
+        nisa.tensor_copy(dst=sums[:, 3:4], src=dropped)
+        return stored(sums)
+
+    x = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    sums = nki.simulate(kernel, eager=eager)(x)
+    squares = (x**2).sum(1)
+    after = x.copy()
+    after[:, 0] = x[:, 31] ** 2
+    scan = np.zeros(64, np.float32)
+    for column in after.T:
+        scan = np.maximum(scan + column, column)
+    last = scan.astype(nl.bfloat16.numpy).astype(np.float32) if dtype is nl.bfloat16 else scan
+    for found, wanted in zip(sums.T, (squares, squares, after.sum(1) + 32, last), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 # --- two cores ----------------------------------------------------------------------------------
