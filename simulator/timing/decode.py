@@ -72,8 +72,8 @@ def decode(
         ValueError: a dynamic loop's trip count is not known and `trips` does not give it.
     """
     decoded = Decoded()
-    order = unroll(program, trips, decoded.assumptions)
     found = operands(program, machine)
+    order = unroll(program, trips, decoded.assumptions) if found.loops else None
     _issue(program, found, order, decoded)
     price = found.price
     if order is not None:
@@ -156,7 +156,9 @@ def _rotate(program: Program, known: Histories, pairs: Pairs, mortal: bool) -> N
     storages, target = program.storages, program.target
     count = len(storages)
     sizes = np.fromiter(map(attrgetter("bytes_per_partition"), storages), np.int64, count)
-    owners = np.array([storage.core or 0 for storage in storages], dtype=np.int64)
+    owners = np.zeros(count, dtype=np.int64)
+    if program.lnc > 1:
+        owners[:] = [storage.core or 0 for storage in storages]
     regions = known.regions
     born, firsts = np.concatenate(known.storages), np.concatenate(known.firsts)
     born = born[np.argsort(firsts)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from simulator.instructions.control import LOOPS
@@ -15,8 +14,8 @@ _ENDS = frozenset(LOOPS.values())
 Trips = int | Mapping[Any, int]
 
 
-def unroll(program: Program, trips: Trips | None, assumptions: list[str]) -> list[int] | None:
-    """The positions of the instructions in the order they run; None without dynamic loops.
+def unroll(program: Program, trips: Trips | None, assumptions: list[str]) -> list[int]:
+    """The positions of the instructions in the order they run.
 
     Args:
         program: of which core's loops may hold each other.
@@ -28,8 +27,6 @@ def unroll(program: Program, trips: Trips | None, assumptions: list[str]) -> lis
         ValueError: a trip count is not known, or not given for that loop.
     """
     instructions = program.instructions
-    if "control" not in map(attrgetter("engine"), instructions):
-        return None
     counts = _counts(instructions, trips, assumptions)
     return list(_play(instructions, 0, len(instructions), counts))
 

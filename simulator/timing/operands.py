@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
-_CHUNK = 2048
+_CHUNK = 4096
 """Instructions looked at together: few enough for the cache, many enough for NumPy."""
 _HBM_ENGINES = frozenset({"dma", "sync"})
 """Engines whose instructions touch HBM; core_barrier, which can run on others, only orders."""
@@ -49,6 +49,7 @@ DIRECT = 128
 FORM_SHIFT = 40
 """A view as one integer: form (shape, strides, dtype), offset."""
 
+_ONLY_TENSORS = {NkiTensor}
 _KIND = attrgetter("spec", "engine")
 _FORM = attrgetter("shape", "strides", "dtype")
 _OFFSET = attrgetter("offset")
@@ -96,10 +97,12 @@ class Operands:
     views: Numbers
     """Of each access: the view, see `FORM_SHIFT`."""
     forms: list[tuple[Any, ...]]
-    """Shape, strides, dtype, and whether its address is known on the device only (0 or 1; 2 if
-    it has row numbers)."""
+    """Shape, strides, dtype, and whether its address is known on the device only: 1 by
+    registers, 2 by row numbers, 3 by another index tile."""
     regions: Numbers
     """Of each storage."""
+    loops: bool
+    """Whether there are dynamic loops."""
     shared: Numbers
     """Of each storage: whether both readers and writers use it, so that some must wait."""
 
@@ -150,6 +153,7 @@ class _Reader:
             np.concatenate(self.views or [np.zeros(0, np.int64)]),
             forms,
             self.regions,
+            any(engine == "control" for _, engine in self.kinds),
             on_chip | (self.used[0] & self.used[1]),
         )
 
@@ -179,12 +183,21 @@ class _Reader:
             at: their positions in the Program.
             block: the chunk they are in.
         """
-        signs = [
-            self._column(plan, [row[position] for row in rows], at, number << 9 | write)
-            for number, (position, write) in enumerate(plan.columns)
-        ]
-        extras = [[row[position] for row in rows] for position in plan.extras]
-        signs += [_identities(values) for values in extras]
+        columns = list(zip(*rows, strict=True))
+        known: dict[int, tuple[Numbers, Numbers, Numbers] | None] = {}
+        signs = []
+        for column, (position, write) in enumerate(plan.columns):
+            slot, values = column << 9 | write, columns[position]
+            if position not in known:  # an operand may be read, then written
+                known[position] = self._tensors(values)
+            plain = known[position]
+            if plain is None:
+                signs.append(self._mixed(plan, values, at, slot))
+                continue
+            storages, views, sign = plain
+            self._note(plan, storages, at, slot | DIRECT << 1, views)
+            signs.append(sign)
+        signs += [_identities(columns[position]) for position in plan.extras]
         unique, members = _groups([sign for sign in signs if len(sign) > 1], len(rows))
         numbers = []
         for i in unique:
@@ -196,26 +209,20 @@ class _Reader:
             numbers.append(number)
         self.price[at] = numbers[0] if members is None else np.array(numbers, np.int32)[members]
 
-    def _column(self, plan: _Plan, values: list[Any], at: Numbers, slot: int) -> Numbers:
-        """One operand of instructions of one kind; returns its numbers for cost signatures.
+    def _tensors(self, values: tuple[Any, ...]) -> tuple[Numbers, Numbers, Numbers] | None:
+        """One operand of instructions of one kind: storages, views, and numbers for signatures.
 
-        Those are one only if they are all the same.
+        None if some are no tensors, or have addresses from the device.
         """
-        classes = set(map(type, values))
-        if classes != {NkiTensor}:
-            if not classes & {NkiTensor, list, tuple}:
-                if len(classes) == 1:
-                    return np.array([_NONE if values[0] is None else _OTHER])
-                return np.array([_NONE if value is None else _OTHER for value in values])
-            return self._mixed(plan, values, at, slot)
+        if set(map(type, values)) != _ONLY_TENSORS:
+            return None
         count = len(values)
         if list(map(_DYNAMIC, values)).count(None) != count:
-            return self._mixed(plan, values, at, slot)
+            return None
         forms = np.fromiter(map(self.forms.__getitem__, map(_FORM, values)), np.int64, count)
         offsets = np.fromiter(map(_OFFSET, values), np.int64, count)
         storages = np.fromiter(map(_STORAGE, values), np.int64, count)
-        self._note(plan, storages, at, slot | DIRECT << 1, forms << FORM_SHIFT | offsets)
-        return forms << 2 | self.regions[storages]
+        return storages, forms << FORM_SHIFT | offsets, forms << 2 | self.regions[storages]
 
     def _note(
         self, plan: _Plan, storages: Numbers, at: Numbers, slot: Numbers | int, views: Numbers
@@ -226,8 +233,14 @@ class _Reader:
             writes = np.broadcast_to(np.asarray(slot) & 1, storages.shape)
             self.used[writes, storages] = True
 
-    def _mixed(self, plan: _Plan, values: list[Any], at: Numbers, slot: int) -> Numbers:
-        """A column with lists of tensors, addresses from the device, or no tensors at all."""
+    def _mixed(self, plan: _Plan, values: tuple[Any, ...], at: Numbers, slot: int) -> Numbers:
+        """A column with lists of tensors, addresses from the device, or no tensors at all.
+
+        Returns numbers for cost signatures; one only if there is no tensor and they are the same.
+        """
+        classes = set(map(type, values))
+        if len(classes) == 1 and not classes & {NkiTensor, list, tuple}:
+            return np.array([_NONE if values[0] is None else _OTHER])
         found: list[tuple[int, int, int, int]] = []
         signs = []
         for value, position in zip(values, at.tolist(), strict=True):
@@ -256,14 +269,14 @@ class _Reader:
             indices = tensor.dynamic.tensors()
             for before, index in enumerate(indices):
                 self._tensor(index, at, slot & ~1, place - len(indices) + before, found)
-            form = (*form, 1 if tensor.dynamic.rows is None else 2)
+            form = (*form, 2 if tensor.dynamic.rows is not None else 3 if indices else 1)
             offset = 0
         number, storage = self.forms[form], tensor.storage.index
         found.append((storage, at, slot | place << 1, number << FORM_SHIFT | offset))
         return number << 2 | int(self.regions[storage])
 
 
-def _identities(values: list[Any]) -> Numbers:
+def _identities(values: tuple[Any, ...]) -> Numbers:
     """Numbers of a column that is no tensor: the integers themselves, else which object it is."""
     if len(set(map(id, values))) == 1:
         values = values[:1]
