@@ -84,12 +84,13 @@ def decode(
     pairs = Pairs()
     known = histories(program, found, decoded.queues, pairs)
     banks = _rotate(program, known, pairs, mortal=order is None)
+    kinds = np.array([one.kind for one in prices], dtype=np.int8)[price]
+    _note_banks(found, kinds == BANK, banks, decoded)
+    del known, found
     queues = np.arange(QUEUE_COUNT * program.lnc) % QUEUE_COUNT
     tensor = queues == QUEUES.index("tensor")
     rings = np.isin(queues, [QUEUES.index(name) for name in _RINGS])
     decoded.depends = earliest(pairs, decoded.queues, tensor, rings)
-    kinds = np.array([one.kind for one in prices])[price]
-    _note_banks(found, kinds == BANK, banks, decoded)
     _meet(np.flatnonzero(kinds == MEET), decoded)
     if any(map(attrgetter("after"), program.instructions)):
         _explicit(kinds == BRANCH, decoded)

@@ -6,6 +6,7 @@ views overlap in part, one access after another (`dependencies.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _MANY_READERS = 12
 _RANK_SHIFT = 14
+_BLOCK = 1 << 15
+"""Instructions whose pairs are sorted together: what that takes is thrown away again."""
 WAR, REUSED = 1 << 12, 2 << 12
 """Ranks of pairs: after all RAW, and after all WAR and WAW."""
 
@@ -44,9 +47,17 @@ class Pairs:
 
     def add(self, waiting: Numbers, awaited: Numbers, ranks: Numbers) -> None:
         """Add some."""
-        self.waiting.append(waiting)
-        self.awaited.append(awaited)
-        self.ranks.append(np.broadcast_to(ranks, waiting.shape))
+        self.waiting.append(waiting.astype(np.int32, copy=False))
+        self.awaited.append(awaited.astype(np.int32, copy=False))
+        self.ranks.append(ranks.astype(np.int16))
+
+    def filter(self, needless: Callable[[Numbers, Numbers, Numbers], Numbers]) -> None:
+        """Drop some, part by part."""
+        for number, part in enumerate(zip(self.waiting, self.awaited, self.ranks, strict=True)):
+            kept = ~needless(*part)
+            columns = (self.waiting, self.awaited, self.ranks)
+            for column, values in zip(columns, part, strict=True):
+                column[number] = values[kept]
 
 
 @dataclass
@@ -78,6 +89,7 @@ def histories(program: Program, found: Operands, queues: bytearray, pairs: Pairs
     storages = found.accesses >> STORAGE_SHIFT
     tracked = found.shared[storages]
     keys, views, storages = found.accesses[tracked], found.views[tracked], storages[tracked]
+    found.views = views[:0]
     some = np.zeros(count, dtype=np.int64)
     some[storages] = views
     dynamic = np.array([form[3] > 0 for form in found.forms], dtype=bool)
@@ -87,13 +99,13 @@ def histories(program: Program, found: Operands, queues: bytearray, pairs: Pairs
         several[storages[dynamic[views >> FORM_SHIFT]]] = True
     apart = several[storages]
     known = Histories(found.regions, np.zeros(count, np.int64), np.zeros(count, np.int64))
-    single = keys[~apart]
+    single, keys, views = keys[~apart], keys[apart], views[apart]
+    del storages, tracked, apart
     single.sort()
     users = _single(single, queues, pairs, known)
-    order = np.argsort(keys[apart])
-    further = _several(
-        program, found, keys[apart][order], views[apart][order], queues, pairs, known, len(users)
-    )
+    del single
+    order = np.argsort(keys)
+    further = _several(program, found, keys[order], views[order], queues, pairs, known, len(users))
     known.users = np.concatenate([users, further])
     return known
 
@@ -106,16 +118,19 @@ def _single(keys: Numbers, queues: bytearray, pairs: Pairs, known: Histories) ->
     count = len(keys)
     if not count:
         return keys
-    storages = keys >> STORAGE_SHIFT
-    at = (keys >> AT_SHIFT) & AT_MASK
-    writes = (keys & 1).astype(bool)
-    here = np.arange(count)
+    storages = (keys >> STORAGE_SHIFT).astype(np.int32)
+    at = ((keys >> AT_SHIFT) & AT_MASK).astype(np.int32)
+    slots = (keys & (SLOT_MASK | 1)).astype(np.int16)
+    writes = (slots & 1).astype(bool)
+    slots >>= 1
+    here = np.arange(count, dtype=np.int32)
     opens = np.empty(count, dtype=bool)
     opens[0] = True
     np.not_equal(storages[1:], storages[:-1], out=opens[1:])
     starts = np.flatnonzero(opens)
     known.storages.append(storages[starts])
     known.firsts.append(keys[starts] & ((1 << STORAGE_SHIFT) - 1))
+    starts = starts.astype(np.int32)
     # the write before each access, or just before the storage's first access
     before = np.where(opens, here - 1, -1)
     before[1:] = np.maximum(before[1:], np.where(writes[:-1] & ~opens[1:], here[:-1], -1))
@@ -123,12 +138,12 @@ def _single(keys: Numbers, queues: bytearray, pairs: Pairs, known: Histories) ->
     first = starts[np.cumsum(opens) - 1]
     written = before >= first
     raw = np.flatnonzero(~writes & written)
-    pairs.add(at[raw], at[before[raw]], (keys[raw] & SLOT_MASK) >> 1)
+    pairs.add(at[raw], at[before[raw]], slots[raw])
     waw = np.flatnonzero(writes & written & (before == here - 1))
-    pairs.add(at[waw], at[before[waw]], (keys[waw] & SLOT_MASK) >> 1 | WAR)
+    pairs.add(at[waw], at[before[waw]], slots[waw] | WAR)
     # runs of readers: up to a write, or to the storage's last access
     closing = np.flatnonzero(writes & (here - 1 > before))
-    _readers(at, before[closing] + 1, closing, queues, pairs, keys)
+    _readers(at, before[closing] + 1, closing, queues, pairs, slots)
     ends = np.append(starts[1:], count)
     begin = np.where(writes[ends - 1], ends - 1, before[ends - 1] + 1)
     users = _compressed(at, begin, ends, queues)
@@ -137,11 +152,11 @@ def _single(keys: Numbers, queues: bytearray, pairs: Pairs, known: Histories) ->
     for (i, _), start, size in zip(users.items(), extra.tolist(), sizes.tolist(), strict=True):
         begin[i], ends[i] = start, start + size
     known.begin[storages[starts]], known.end[storages[starts]] = begin, ends
-    return np.concatenate([at, *(np.array(u, dtype=np.int64) for u in users.values())])
+    return np.concatenate([at, *(np.array(u, dtype=np.int32) for u in users.values())])
 
 
 def _readers(
-    at: Numbers, begin: Numbers, closing: Numbers, queues: bytearray, pairs: Pairs, keys: Numbers
+    at: Numbers, begin: Numbers, closing: Numbers, queues: bytearray, pairs: Pairs, slots: Numbers
 ) -> None:
     """Each writer waits for the readers from `begin` to itself."""
     few = _compressed(at, begin, closing, queues)
@@ -149,13 +164,13 @@ def _readers(
     for i, readers in few.items():
         plain[i] = False
         one = int(closing[i])
-        rank = np.int64((int(keys[one]) & SLOT_MASK) >> 1 | WAR)
+        rank = np.int16(int(slots[one]) | WAR)
         awaited = np.array(readers, dtype=np.int64)
         pairs.add(np.full(len(readers), at[one]), awaited, np.full(len(readers), rank))
     begin, closing = begin[plain], closing[plain]
     sizes = closing - begin
     writer = np.repeat(closing, sizes)
-    pairs.add(at[writer], at[ranges(begin, sizes)], (keys[writer] & SLOT_MASK) >> 1 | WAR)
+    pairs.add(at[writer], at[ranges(begin, sizes)], slots[writer] | WAR)
 
 
 def ranges(begin: Numbers, sizes: Numbers) -> Numbers:
@@ -199,7 +214,7 @@ def _several(
     starts = np.flatnonzero(np.diff(storages, prepend=-1))
     known.storages.append(storages[starts])
     known.firsts.append(keys[starts] & ((1 << STORAGE_SHIFT) - 1))
-    at = (keys >> AT_SHIFT) & AT_MASK
+    at = ((keys >> AT_SHIFT) & AT_MASK).astype(np.int32)
     slots = (keys & (SLOT_MASK | 1)).astype(np.int16)
     used = np.frombuffer(queues, np.uint8)[at]
     layouts: dict[tuple[MemoryRegion, int], Layout] = {}
@@ -226,7 +241,7 @@ def _several(
         known.begin[storages[heads]] = count + np.arange(len(begins)) * len(last)
         known.end[storages[heads]] = known.begin[storages[heads]] + len(last)
         count += len(users[-1])
-    return np.concatenate(users or [keys[:0]])
+    return np.concatenate(users or [at[:0]])
 
 
 def _moved(at: Numbers, begin: Numbers, places: list[int]) -> Numbers:
@@ -281,23 +296,40 @@ def earliest(pairs: Pairs, queues: bytearray, own: Any, rings: Any) -> list[Any]
         own: by queue: whether RAW within it needs no waiting (accumulation in order).
         rings: by queue: whether WAR and WAW within it do (DMA rings).
     """
-    count = len(queues)
     queue = np.frombuffer(queues, np.uint8)
+
+    def needless(waiting: Numbers, awaited: Numbers, ranks: Numbers) -> Numbers:
+        mine = queue[waiting]
+        found: Numbers = np.where(ranks < WAR, own[mine], ~rings[mine]) & (mine == queue[awaited])
+        found |= waiting == awaited
+        return found
+
+    pairs.filter(needless)
     waiting, awaited, ranks = map(np.concatenate, (pairs.waiting, pairs.awaited, pairs.ranks))
-    mine, other = queue[waiting], queue[awaited]
-    needless = np.where(ranks < WAR, own[mine], ~rings[mine]) & (mine == other)
-    needless |= waiting == awaited
-    kept = np.flatnonzero(~needless)
-    kept = kept[np.argsort(waiting[kept] << _RANK_SHIFT | ranks[kept], kind="stable")]
-    waiting, awaited, other = waiting[kept], awaited[kept], other[kept]
+    pairs.waiting, pairs.awaited, pairs.ranks = [], [], []
+    order = np.argsort(waiting, kind="stable")
+    waiting, awaited, ranks = waiting[order], awaited[order], ranks[order]
+    found: list[Any] = []
+    for begin in range(0, len(queues), _BLOCK):
+        end = min(begin + _BLOCK, len(queues))
+        part = slice(*np.searchsorted(waiting, (begin, end)).tolist())
+        found += _block(waiting[part] - begin, awaited[part], ranks[part], queue, end - begin)
+    return found
+
+
+def _block(
+    waiting: Numbers, awaited: Numbers, ranks: Numbers, queue: Numbers, count: int
+) -> list[Any]:
+    """`earliest` of `count` instructions, numbered from 0 in `waiting`."""
+    order = np.argsort(waiting.astype(np.int64) << _RANK_SHIFT | ranks, kind="stable")
+    waiting, awaited = waiting[order], awaited[order]
     # of the same queue, the last, in the place of the first
-    group = waiting << 8 | other
+    group = waiting.astype(np.int64) << 8 | queue[awaited]
     order = np.argsort(group, kind="stable")
     grouped = group[order]
     heads = np.flatnonzero(np.diff(grouped, prepend=-1))
     if len(heads) < len(grouped):
-        latest = np.maximum.reduceat(awaited[order], heads)
-        awaited[order[heads]] = latest
+        awaited[order[heads]] = np.maximum.reduceat(awaited[order], heads)
         keep = np.zeros(len(awaited), dtype=bool)
         keep[order[heads]] = True
         waiting, awaited = waiting[keep], awaited[keep]
@@ -314,4 +346,5 @@ def _tuples(waiting: Numbers, awaited: Numbers, count: int) -> list[Any]:
             chosen = np.flatnonzero(sizes == size)
             columns = [awaited[begins[chosen] + k].tolist() for k in range(size)]
             found[chosen] = np.fromiter(zip(*columns, strict=True), object, len(chosen))
-    return found.tolist()
+    tuples: list[Any] = found.tolist()
+    return tuples
