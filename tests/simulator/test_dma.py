@@ -374,7 +374,7 @@ RULES: dict[Callable[..., Any], tuple[str, str, str]] = {
     one_byte: ("transpose-dtype", "2 or 4 bytes", "float8_e4m3"),
     into_hbm: ("buffer", "sbuf", "shared_hbm"),
     with_priority: ("gen4-only", "trn3", "trn2"),
-    by_software: ("dge-mode", "unknown or hwdge", "swdge"),
+    by_software: ("dge-mode", "unknown or hwdge or none", "swdge"),
     nothing_to_skip: ("oob-mode", "error", "skip"),
     wide_hardware: ("transpose-hwdge", "2 bytes", "float32"),
     tall_hardware: ("transpose-hwdge", "16", "32"),

@@ -177,16 +177,27 @@ def test_a_pattern_that_leaves_its_partition_is_wrong_only_where_it_is_used() ->
     """As in a loop whose last round is a partial one."""
 
     def kernel(x: Any, used: int) -> Any:
-        tile, out = loaded(x), sbuf(64, 32)
-        for column in range(0, 40, 8):
-            part = tile.ap([[32, 64], [1, 8]], offset=column)
+        tile, out = loaded(x), sbuf(64, 48)
+        nisa.memset(dst=out, value=0.0)
+        for column in range(0, 32, 8):
+            part = tile.ap([[32, 64], [1, 12]], offset=column)
             if column < used:
-                nisa.tensor_copy(dst=out[:, column : column + 8], src=part)
-        return stored(out)
+                nisa.tensor_copy(dst=out[:, column : column + 12], src=part)
+        return stored(out[:, :28])
 
-    np.testing.assert_array_equal(nki.simulate(kernel)(DATA, 32), DATA)
-    with pytest.raises(NkiValidationError, match="leaves the partition|out-of-bounds"):
-        nki.simulate(kernel)(DATA, 40)
+    np.testing.assert_array_equal(nki.simulate(kernel)(DATA, 24), DATA[:, :28])
+    with pytest.raises(NkiValidationError, match="Out-of-bound access pattern"):
+        nki.simulate(kernel)(DATA, 32)
+
+
+def test_a_transpose_by_descriptors_written_beforehand() -> None:
+    def kernel(x: Any) -> Any:
+        tile = sbuf(32, 64)
+        nisa.dma_transpose(dst=tile, src=x, dge_mode=nisa.dge_mode.none)
+        return stored(tile)
+
+    nki.jit(kernel).specialise(X)
+    np.testing.assert_array_equal(nki.simulate(kernel)(DATA), DATA.T)
 
 
 def test_a_pattern_may_take_a_slice_for_a_tensor() -> None:
