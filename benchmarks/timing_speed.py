@@ -1,13 +1,15 @@
 """How fast the timing model plays Programs, and how much memory that takes.
 
     python benchmarks/timing_speed.py [--json] [--instructions N ...] [--repeats R]
+        [--out FILE]
 
 Programs of a matmul kernel and a softmax-like kernel, unrolled to N instructions (default:
 250,000, 500,000 and 1,000,000), are played on one core. Reported are instructions per second
 (median of the repeats, whole `predict`: costs, dependencies, simulation), by wall clock and by
 process time (which a machine shared with others disturbs less), whether the time grows
 linearly, and the most bytes per instruction that `predict` holds beyond the Program
-(tracemalloc). All are measured on this CPU. With --json the last line is one JSON object.
+(tracemalloc). All are measured on this CPU. With --json the last line is one JSON object; --out
+writes the same to a file.
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--instructions", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = []
@@ -137,18 +140,18 @@ def main() -> int:
     growth = first["instr_per_cpu_s"] / last["instr_per_cpu_s"]
     print(f"measured on this CPU, one core; time per instruction grows {growth:.2f} × from "
           f"{first['instructions']:,} to {last['instructions']:,} instructions")  # fmt: skip
+    figures = {
+        "instr_per_s": last["instr_per_s"],
+        "bytes_per_instr": max(row["bytes_per_instr"] for row in rows),
+        "instr_per_cpu_s": last["instr_per_cpu_s"],
+        "growth": round(growth, 3),
+        "rows": rows,
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "instr_per_s": last["instr_per_s"],
-                    "bytes_per_instr": max(row["bytes_per_instr"] for row in rows),
-                    "instr_per_cpu_s": last["instr_per_cpu_s"],
-                    "growth": round(growth, 3),
-                    "rows": rows,
-                }
-            )
-        )
+        print(json.dumps(figures))
     return 0
 
 

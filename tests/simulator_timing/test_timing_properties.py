@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timing_bench import ROUND, X, buffered, filled, played, product, program, sbuf
 
+from benchmarks import kernels as library
 from kernels.expert_aggregation import nki_expert_aggregation_kernel
 from kernels.expert_mlp import nki_fused_expert_mlp_kernel
 from kernels.moe_decode import nki_moe_decode_kernel
@@ -62,6 +63,8 @@ KERNELS: dict[str, Callable[[], Program]] = {
         *MOE[3:],
     ),
 }
+LISTED = {case.kernel: case for case in reversed(library.CASES)}
+"""Of each kernel in the benchmark's list, its first case."""
 MOE = (
     TensorSpec((2, 256), bf16), TensorSpec((256,), bf16), TensorSpec((256, 8), bf16),
     TensorSpec((8, 256, 256), bf16), TensorSpec((8, 128, 256), bf16),
@@ -103,6 +106,20 @@ def test_every_kernel_has_a_timeline_whose_accounts_add_up(name: str, target: st
     read, written = timeline.program.hbm_bytes()
     assert timeline.hbm_bytes == read + written
     assert sum(line.count for line in timeline.lines) == len(timeline)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_listed_kernel_is_played_at_the_models_shapes(name: str) -> None:
+    case = LISTED[name]
+    kernel = library.load(name)
+    launched = kernel[2] if case.lnc == 2 else kernel
+    timeline = predict(launched.specialise(**case.arguments, **case.parameters))
+    assert sum(timeline.critical_path_us.values()) == pytest.approx(timeline.latency_us)
+    assert timeline.latency_us >= timeline.roofline.bound_us
+
+
+def test_every_kernel_that_the_library_names_is_listed() -> None:
+    assert {*library.KERNELS, *library.LIBRARY} <= set(LISTED)
 
 
 def test_the_same_program_gives_the_same_timeline() -> None:
