@@ -36,5 +36,10 @@ LIBRARY: dict[str, KernelInfo] = {
     "nki_expert_aggregation_kernel": KernelInfo("kernels.expert_aggregation", "expert_aggregate"),
     "nki_moe_prefill_kernel": KernelInfo("kernels.moe_prefill", "experts_prefill"),
     "nki_moe_decode_kernel": KernelInfo("kernels.moe_decode", "experts_decode"),
+    "nki_fused_add_rmsnorm_kernel": KernelInfo("kernels.add_rmsnorm", "add_rmsnorm"),
+    "nki_rope_kernel": KernelInfo("kernels.rope", "rope"),
+    "nki_qkv_projection_kernel": KernelInfo("kernels.qkv_projection", "qkv_proj"),
+    "nki_output_projection_kernel": KernelInfo("kernels.output_projection", "o_proj"),
+    "nki_lm_head_kernel": KernelInfo("kernels.lm_head", "lm_head"),
 }
 """Kernels whose op the model does not call yet, by the op that they are for."""
