@@ -63,7 +63,8 @@ def qkv_projection(
     """(q, k, v): columns of norm(x) @ weight; weight [hidden, q width + 2 * kv_width]."""
     normed = x if norm_weight is None else norm(x, norm_weight, eps)
     product = normed @ scaled(weight, scale, x.dtype)
-    return product.split([weight.shape[1] - 2 * kv_width, kv_width, kv_width], dim=-1)
+    widths = [weight.shape[1] - 2 * kv_width, kv_width, kv_width]
+    return product.split(widths, dim=-1)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def output_projection(
@@ -116,7 +117,8 @@ def attention(
         scores = scores.masked_fill(future, float("-inf"))
     precision = torch.promote_types(q.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=precision).to(q.dtype)
-    return (weights @ values).transpose(1, 2)
+    mixed: torch.Tensor = (weights @ values).transpose(1, 2)
+    return mixed
 
 
 def decode_attention(

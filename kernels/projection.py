@@ -286,7 +286,7 @@ def project(x, weight, scale, norm_weight, eps, residual, outs, options):
     turn = 0
     for token in range(first_token, last_token, chunk):
         stop = min(token + chunk, last_token)
-        ready = []
+        ready = []  # type: ignore[var-annotated]
         for column in range(first_column, last_column, width):
             some = min(width, last_column - column)
             block = None
@@ -294,7 +294,7 @@ def project(x, weight, scale, norm_weight, eps, residual, outs, options):
             for top in range(token, stop, nl.tile_size.pmax):
                 rows = min(nl.tile_size.pmax, stop - top)
                 index = (top - token) // nl.tile_size.pmax
-                if index == len(ready):
+                if column == first_column:
                     if norm_weight != None and norm == None:  # noqa: E711
                         norm = load_norm(norm_weight)
                     ready.append(load_tokens(x, top, rows, norm, eps, engine))

@@ -63,6 +63,7 @@ def check(
     seed: int,
     y_dtype: Any = None,
     y_columns: int | None = None,
+    absolute: float = 1e-6,
 ) -> None:
     """Run body in `dtype` and compare with fp32 NumPy, cast once at the end."""
     x = data(shape, FLOATS[dtype], seed)
@@ -73,7 +74,7 @@ def check(
     for a, b in zip(found, expected, strict=True):
         cast = b.astype(np.float32).astype(FLOATS[dtype]).astype(np.float64)
         tolerance = 1e-6 if dtype is nl.float32 else 2**-7 if dtype is nl.bfloat16 else 2**-10
-        np.testing.assert_allclose(a.astype(np.float64), cast, rtol=tolerance, atol=1e-6)
+        np.testing.assert_allclose(a.astype(np.float64), cast, rtol=tolerance, atol=absolute)
 
 
 ALU: dict[str, Callable[[Array, Array], Array]] = {
@@ -156,7 +157,8 @@ def test_tensor_reduce(
 
     if op == "multiply":
         shape = (shape[0], min(shape[1], 8))
-    check(body, expect, shape, dtype, seed)
+    # Sums of 40 numbers up to 2 that cancel keep the rounding of their largest parts.
+    check(body, expect, shape, dtype, seed, absolute=1e-5 if op == "add" else 1e-6)
 
 
 def test_tensor_reduce_keeps_inner_dimensions() -> None:
