@@ -286,7 +286,7 @@ def project(x, weight, scale, norm_weight, eps, residual, outs, options):
     turn = 0
     for token in range(first_token, last_token, chunk):
         stop = min(token + chunk, last_token)
-        ready = []  # type: ignore[var-annotated]
+        ready = []
         for column in range(first_column, last_column, width):
             some = min(width, last_column - column)
             block = None
