@@ -18,6 +18,8 @@ F = np.float32
 
 ONE, ZERO, HALF, INFINITY = F(1), F(0), F(0.5), F(np.inf)
 PI = F(math.pi)
+_MINUS = F(-1)
+"""Multiplied by, for np.negative(y, out=y) is wrong where y's rows are 16 bytes apart (NumPy 2.4)."""
 
 _ERF = (
     1.1283792809895272, 0.10276900032230457, -1.9171505436487636e-4, -6.198769308292556e-4,
@@ -79,7 +81,7 @@ def rsqrt(x: Array, out: Array | None = None) -> Array:
 
 def sigmoid(x: Array, out: Array | None = None, scratch: Array | None = None) -> Array:
     """1 / (1 + exp(-x))."""
-    y = np.negative(x, out=out)
+    y = np.multiply(x, _MINUS, out=out)
     np.exp(y, out=y)
     np.add(y, ONE, out=y)
     return np.reciprocal(y, out=y)
@@ -119,7 +121,7 @@ def erf(x: Array, out: Array | None = None, scratch: Array | None = None) -> Arr
 def erf_dx(x: Array, out: Array | None = None) -> Array:
     """2/√π exp(-x²)."""
     y = np.square(x, out=out)
-    np.negative(y, out=y)
+    np.multiply(y, _MINUS, out=y)
     np.exp(y, out=y)
     return np.multiply(y, F(2 / math.sqrt(math.pi)), out=y)
 
@@ -163,7 +165,7 @@ def gelu_apprx_sigmoid_dx(
 def softplus(x: Array, out: Array | None = None, scratch: Array | None = None) -> Array:
     """log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), which never overflows."""
     y = np.abs(x, out=scratch)
-    np.negative(y, out=y)
+    np.multiply(y, _MINUS, out=y)
     np.exp(y, out=y)
     np.log1p(y, out=y)
     return np.add(y, relu(x), out=out)
