@@ -19,7 +19,7 @@ F = np.float32
 ONE, ZERO, HALF, INFINITY = F(1), F(0), F(0.5), F(np.inf)
 PI = F(math.pi)
 _MINUS = F(-1)
-"""Multiplied by, for np.negative(y, out=y) is wrong where y's rows are 16 bytes apart (NumPy 2.4)."""
+"""Multiplied by: np.negative(y, out=y) errs where y's rows are 16 bytes apart (NumPy 2.4)."""
 
 _ERF = (
     1.1283792809895272, 0.10276900032230457, -1.9171505436487636e-4, -6.198769308292556e-4,

@@ -1,0 +1,539 @@
+"""Attention of whole prompts without a matrix of scores in HBM.
+
+Two orders of the same arithmetic:
+
+- Queries on partitions (the default, for any values): a block of scores has its maximum taken
+  along the free dimension; each block is a softmax of its own, and blocks are put together at
+  the end by their maxima and sums. Weights must be transposed for the second product.
+- Keys on partitions (`logit_bound`): scores come out as the second product needs them, but a
+  query's maximum would lie across partitions. If the caller knows a bound on all scores, none is
+  needed: exp neither overflows nor vanishes. Sums come from a column of ones beside the values.
+  Queries and keys with an RMS norm have such a bound, head_dim^0.5 * max|q weight * k weight|.
+
+The Tensor engine's queue is in order, so a step's second product is issued after the next
+step's first: by then the Scalar engine has made its exponentials.
+"""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from kernels.blocks import evict, filled
+
+MASKED = -1.0e30
+"""Added to scores of later keys."""
+BANK = 512
+"""fp32 numbers in a PSUM bank."""
+
+
+@nki.jit
+def nki_flash_attention_kernel(
+    q, k, v, causal=True, logit_bound=None, key_block=1024, ahead=2, evict_engine="both"
+):
+    """out = softmax(q k^T / sqrt(head_dim)) v, with fp32 scores and sums, for grouped queries.
+
+    Query head h uses key head h // (heads / key heads). Only scores at or below the diagonal are
+    computed, but for the upper half of 128 by 128 tiles on it. See the module for the two orders.
+
+    On two cores (LNC2) each takes half of the (sequence, query head) pairs.
+
+    Args:
+        q: HBM tensor [batch, tokens, heads, head_dim], fp32 or bf16.
+        k: HBM tensor [batch, tokens, key heads, head_dim], q's dtype.
+        v: HBM tensor [batch, tokens, key heads, head_dim], q's dtype.
+        causal: token t sees tokens 0 to t; else all.
+        logit_bound: None, or a promise that no |q . k| / sqrt(head_dim) is larger; at most 60.
+        key_block: keys of a softmax, a multiple of 128 up to 1024.
+        ahead: steps of scores made before the first one's weights are used, at least 1.
+        evict_engine: "vector", "scalar" or "both": who copies transposed weights out of PSUM.
+
+    Returns:
+        HBM tensor [batch, tokens, heads, head_dim] of q's dtype.
+
+    Limits: head_dim <= 128; tokens <= 16384 (fp32: 8192); heads a multiple of key heads.
+    HBM bytes: 2 * q + cores * (k + v). MACs that count: batch * heads * head_dim * tokens *
+    (tokens + 1) if causal, else 2 * batch * heads * head_dim * tokens^2.
+    """
+    batch, tokens, heads, width = q.shape
+    groups = k.shape[2]
+    assert width <= 128, "nki_flash_attention_kernel: q has a head_dim above 128"
+    most = 8192 if q.dtype == nl.float32 else 16384
+    assert tokens <= most, "nki_flash_attention_kernel: q has more than 16384 (fp32: 8192) tokens"
+    assert tuple(k.shape) == (batch, tokens, groups, width), (
+        "nki_flash_attention_kernel: k must have q's batch, tokens and head_dim"
+    )
+    assert tuple(v.shape) == (batch, tokens, groups, width), (
+        "nki_flash_attention_kernel: v must have k's shape"
+    )
+    assert heads % groups == 0, (
+        "nki_flash_attention_kernel: q's heads must be a multiple of k's heads"
+    )
+    assert k.dtype == q.dtype, "nki_flash_attention_kernel: k must have q's dtype"
+    assert v.dtype == q.dtype, "nki_flash_attention_kernel: v must have q's dtype"
+    assert key_block % 128 == 0, "nki_flash_attention_kernel: key_block must be a multiple of 128"
+    assert 128 <= key_block <= 1024, "nki_flash_attention_kernel: key_block must be 128 to 1024"
+    assert ahead >= 1, "nki_flash_attention_kernel: ahead must be at least 1"
+    if logit_bound != None:  # noqa: E711
+        assert 0 <= logit_bound <= 60, "nki_flash_attention_kernel: logit_bound must be 0 to 60"
+    out = nl.ndarray(q.shape, dtype=q.dtype, buffer=nl.shared_hbm)
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    each = heads // groups
+    first = batch * heads * core // cores
+    last = batch * heads * (core + 1) // cores
+    mask = None
+    if causal and logit_bound == None:  # noqa: E711
+        mask = causal_mask()
+    for pair in range(batch * groups):
+        start = max(first, pair * each)
+        stop = min(last, (pair + 1) * each)
+        if start < stop:
+            b = pair // groups
+            g = pair % groups
+            span = (b, start - b * heads, stop - b * heads)
+            ones = 0
+            if logit_bound != None:  # noqa: E711
+                ones = 1
+            keys = load_transposed(k, b, g, 0, tokens, evict_engine)
+            values = load_values(v, b, g, ones)
+            if logit_bound == None:  # noqa: E711
+                attend_by_query(q, keys, values, out, span, mask, key_block, ahead, evict_engine)
+            else:
+                attend_by_key(q, keys, values, out, span, causal, ahead)
+    return out
+
+
+# --- operands -----------------------------------------------------------------------------------
+
+
+def causal_mask():
+    """(identity, mask), bf16 [128, 128]: mask[q, k] is 0 up to the diagonal, MASKED above it."""
+    size = nl.tile_size.pmax
+    mask = nl.ndarray((size, size), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.affine_select(
+        dst=mask,
+        pattern=[[-1, size]],
+        offset=0,
+        channel_multiplier=1,
+        on_true_tile=filled((size, size), 0.0, nl.bfloat16),
+        on_false_value=MASKED,
+        cmp_op=nl.greater_equal,
+    )
+    return nl.shared_identity_matrix(size, dtype=nl.bfloat16), mask
+
+
+def load_rows_by_tile(x, b, h, first, count, extra):
+    """Tokens [first, first + count) of a head, 128 to a tile: SBUF [128, tiles, width + extra].
+
+    Row p of tile j is token first + 128 * j + p; the last tile may have fewer.
+    """
+    tokens, heads, width = x.shape[1], x.shape[2], x.shape[3]
+    size = nl.tile_size.pmax
+    row = heads * width
+    start = (b * tokens + first) * row + h * width
+    whole = count // size
+    rest = count - whole * size
+    tiles = (count + size - 1) // size
+    tile = nl.ndarray((min(count, size), tiles, width + extra), dtype=x.dtype, buffer=nl.sbuf)
+    if whole > 0:
+        nisa.dma_copy(
+            dst=tile[:, 0:whole, 0:width],
+            src=x.ap(pattern=[[row, size], [size * row, whole], [1, width]], offset=start),
+        )
+    if rest > 0:
+        nisa.dma_copy(
+            dst=tile[0:rest, whole, 0:width],
+            src=x.ap(pattern=[[row, rest], [1, width]], offset=start + whole * size * row),
+        )
+    return tile
+
+
+def load_transposed(x, b, h, first, count, engine):
+    """Tokens [first, first + count) of a head, transposed: SBUF [width, count]."""
+    rows = load_rows_by_tile(x, b, h, first, count, 0)
+    size = nl.tile_size.pmax
+    width = rows.shape[2]
+    result = nl.ndarray((width, count), dtype=x.dtype, buffer=nl.sbuf)
+    step = BANK if x.dtype == nl.float32 else 2 * BANK
+    for start in range(0, count, step):
+        some = min(step, count - start)
+        turned = nl.ndarray((width, some), dtype=x.dtype, buffer=nl.psum)
+        for left in range(0, some, size):
+            here = min(size, some - left)
+            nisa.nc_transpose(
+                dst=turned[:, left : left + here], data=rows[0:here, (start + left) // size, :]
+            )
+        evict(result[:, start : start + some], turned, engine, start // step)
+    return result
+
+
+def load_queries(q, b, first, last, top, count, scale):
+    """Queries of heads [first, last) and tokens [top, top + count), transposed, times scale.
+
+    Returns:
+        SBUF tile [width, heads, count], count <= 512.
+    """
+    width = q.shape[3]
+    size = nl.tile_size.pmax
+    some = last - first
+    result = nl.ndarray((width, some, count), dtype=q.dtype, buffer=nl.sbuf)
+    group = max(1, BANK * (1 if q.dtype == nl.float32 else 2) // size)
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        tile = nl.ndarray((rows, some, width), dtype=q.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=tile, src=q[b, top + start : top + start + rows, first:last, :])
+        for h in range(0, some, group):
+            few = min(group, some - h)
+            turned = nl.ndarray((width, few, rows), dtype=q.dtype, buffer=nl.psum)
+            for n in range(few):
+                nisa.nc_transpose(dst=turned[:, n, :], data=tile[:, h + n, :])
+            nisa.tensor_scalar(
+                dst=result[:, h : h + few, start : start + rows],
+                data=turned,
+                op0=nl.multiply,
+                operand0=scale,
+            )
+    return result
+
+
+def load_values(v, b, h, ones):
+    """Values of a head by tile, with `ones` columns of 1.0 behind: see load_rows_by_tile."""
+    values = load_rows_by_tile(v, b, h, 0, v.shape[1], ones)
+    if ones > 0:
+        width = v.shape[3]
+        nisa.memset(dst=values[:, :, width : width + ones], value=1.0)
+    return values
+
+
+# --- queries on partitions ----------------------------------------------------------------------
+
+
+def attend_by_query(q, keys, values, out, span, mask, key_block, ahead, engine):
+    """All queries of heads [first, last) of a sequence, 128 queries at a time.
+
+    Args:
+        q: HBM tensor [batch, tokens, heads, width].
+        keys: SBUF [width, tokens].
+        values: SBUF [128, tiles, width].
+        out: HBM tensor of q's shape.
+        span: (sequence, first, last).
+        mask: None, or what `causal_mask` returns.
+        key_block: keys of a softmax.
+        ahead: blocks whose scores are made before the weights of the first are transposed.
+        engine: who evicts transposed weights.
+    """
+    b, first, last = span
+    width, tokens = keys.shape
+    heads = last - first
+    size = nl.tile_size.pmax
+    scored = []  # steps whose weights are still to be transposed
+    turned = []  # steps whose products with the values are still to come
+    turn = 0
+    for top in range(0, tokens, size):
+        count = min(size, tokens - top)
+        limit = tokens
+        if mask != None:  # noqa: E711
+            limit = top + count
+        blocks = (limit + key_block - 1) // key_block
+        state = (
+            nl.ndarray((count, heads, blocks), dtype=nl.float32, buffer=nl.sbuf),
+            nl.ndarray((count, heads, blocks), dtype=nl.float32, buffer=nl.sbuf),
+            nl.ndarray((count, heads, blocks, width), dtype=nl.float32, buffer=nl.sbuf),
+        )
+        queries = load_queries(q, b, first, last, top, count, width**-0.5)
+        for h in range(heads):
+            for n in range(blocks):
+                place = (b, first, top, h, n, h == heads - 1 and n == blocks - 1)
+                now = score_block(queries[:, h, :], keys, place, key_block, limit, state, mask)
+                scored.append((now, state, place))
+                if len(scored) > ahead:
+                    step = scored.pop(0)
+                    turned.append((step, transpose_weights(step[0], engine, turn)))
+                    turn += 1
+                if len(turned) > 1:
+                    mix_values(turned.pop(0), values, key_block, out, turn)
+    while len(scored) > 0:
+        step = scored.pop(0)
+        turned.append((step, transpose_weights(step[0], engine, turn)))
+        turn += 1
+        if len(turned) > 1:
+            mix_values(turned.pop(0), values, key_block, out, turn)
+    while len(turned) > 0:
+        mix_values(turned.pop(0), values, key_block, out, turn)
+
+
+def score_block(queries, keys, place, key_block, limit, state, mask):
+    """exp(scores - maximum) of one block of keys: SBUF [queries, keys], in values' dtype.
+
+    The negated maximum and the sum go to `state`.
+    """
+    top, h, n = place[2], place[3], place[4]
+    count = queries.shape[1]
+    start = n * key_block
+    some = min(key_block, limit - start)
+    scores = nl.ndarray((count, some), dtype=nl.float32, buffer=nl.psum)
+    for left in range(0, some, BANK):
+        right = min(some, left + BANK)
+        diagonal = top - start - left
+        on_it = mask != None and 0 <= diagonal < right - left  # noqa: E711
+        nisa.nc_matmul(
+            dst=scores[:, left:right],
+            stationary=queries,
+            moving=keys[:, start + left : start + right],
+            accumulate=False,
+        )
+        if on_it:
+            identity, triangle = mask
+            nisa.nc_matmul(
+                dst=scores[:, left + diagonal : right],
+                stationary=identity[0:count, 0:count],
+                moving=triangle[0:count, 0:count],
+                accumulate=True,
+            )
+    lowest, total, _ = state
+    column = lowest[:, h, n : n + 1]
+    nisa.tensor_reduce(dst=column, op=nl.maximum, data=scores, axis=1, negate=True)
+    weights = nl.ndarray((count, some), dtype=keys.dtype, buffer=nl.sbuf)
+    nisa.activation_reduce(
+        dst=weights,
+        op=nl.exp,
+        data=scores,
+        bias=column,
+        reduce_op=nl.add,
+        reduce_res=total[:, h, n : n + 1],
+    )
+    return weights
+
+
+def transpose_weights(weights, engine, turn):
+    """Weights [queries, keys] by tiles of keys: a list of SBUF [<= 128 keys, tiles, queries]."""
+    count, some = weights.shape
+    size = nl.tile_size.pmax
+    group = 4 if weights.dtype == nl.float32 else 8
+    parts = []
+    for first in range(0, some, group * size):
+        last = min(some, first + group * size)
+        tiles = (last - first + size - 1) // size
+        rows = min(size, last - first)
+        turned = nl.ndarray((rows, tiles, count), dtype=weights.dtype, buffer=nl.psum)
+        for j in range(tiles):
+            left = first + j * size
+            here = min(size, last - left)
+            nisa.nc_transpose(dst=turned[0:here, j, :], data=weights[:, left : left + here])
+        part = nl.ndarray((rows, tiles, count), dtype=weights.dtype, buffer=nl.sbuf)
+        whole = (last - first) // size
+        if whole > 0:
+            evict(part[:, 0:whole, :], turned[:, 0:whole, :], engine, turn)
+        if whole < tiles:
+            rest = last - first - whole * size
+            evict(part[0:rest, whole, :], turned[0:rest, whole, :], engine, turn)
+        parts.append(part)
+    return parts
+
+
+def mix_values(step, values, key_block, out, turn):
+    """A block's weights times values; after a tile's last block, its result."""
+    scored, parts = step
+    weights, state, place = scored
+    b, first, top, h, n, is_last = place
+    count, some = weights.shape
+    size = nl.tile_size.pmax
+    width = out.shape[3]
+    group = parts[0].shape[1]
+    mixed = nl.ndarray((count, width), dtype=nl.float32, buffer=nl.psum)
+    for left in range(0, some, size):
+        here = min(size, some - left)
+        j = left // size
+        nisa.nc_matmul(
+            dst=mixed,
+            stationary=parts[j // group][0:here, j % group, :],
+            moving=values[0:here, n * key_block // size + j, 0:width],
+            accumulate=j > 0,
+        )
+    evict(state[2][:, h, n, :], mixed, "both", turn)
+    if is_last:
+        combine_blocks(state, out, b, first, top)
+
+
+def combine_blocks(state, out, b, first, top):
+    """Put the blocks' softmaxes together and write 128 queries of all heads.
+
+    Args:
+        state: SBUF, fp32: negated maxima [count, heads, blocks], sums of the same shape,
+            unnormalised results [count, heads, blocks, width].
+        out: HBM tensor [batch, tokens, heads, width].
+        b: sequence.
+        first: first head.
+        top: first token.
+    """
+    lowest, total, mixed = state
+    count, heads, blocks, width = mixed.shape
+    share = total
+    if blocks > 1:
+        least = nl.ndarray((count, heads), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=least, op=nl.minimum, data=lowest, axis=2)
+        share = nl.ndarray((count, heads, blocks), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(
+            dst=share,
+            data1=least.ap(pattern=[[heads, count], [1, heads], [0, blocks]], offset=0),
+            data2=lowest,
+            op=nl.subtract,
+        )
+        nisa.activation(dst=share, op=nl.exp, data=share)
+        nisa.tensor_tensor(dst=total, data1=total, data2=share, op=nl.multiply)
+    whole = nl.ndarray((count, heads), dtype=nl.float32, buffer=nl.sbuf)
+    if blocks > 1:
+        nisa.tensor_reduce(dst=whole, op=nl.add, data=total, axis=2)
+        nisa.reciprocal(dst=whole, data=whole)
+        nisa.tensor_tensor(
+            dst=share,
+            data1=share,
+            data2=whole.ap(pattern=[[heads, count], [1, heads], [0, blocks]], offset=0),
+            op=nl.multiply,
+        )
+    else:
+        nisa.reciprocal(dst=share, data=total)
+    result = nl.ndarray((count, heads, width), dtype=out.dtype, buffer=nl.sbuf)
+    for h in range(heads):
+        sums = result[:, h, :]
+        if blocks > 1:
+            sums = mixed[:, h, 0, :]
+        nisa.tensor_scalar(
+            dst=sums, data=mixed[:, h, 0, :], op0=nl.multiply, operand0=share[:, h, 0:1]
+        )
+        for n in range(1, blocks):
+            to = sums
+            if n == blocks - 1:
+                to = result[:, h, :]
+            nisa.scalar_tensor_tensor(
+                dst=to,
+                data=mixed[:, h, n, :],
+                op0=nl.multiply,
+                operand0=share[:, h, n : n + 1],
+                op1=nl.add,
+                operand1=sums,
+            )
+    nisa.dma_copy(dst=out[b, top : top + count, first : first + heads, :], src=result)
+
+
+# --- keys on partitions -------------------------------------------------------------------------
+
+
+def attend_by_key(q, keys, values, out, span, causal, ahead):
+    """All queries of heads [first, last) of a sequence, 512 queries at a time, without maxima.
+
+    Args: see `attend_by_query`; values have a column of ones behind.
+    """
+    b, first, last = span
+    width, tokens = keys.shape
+    size = nl.tile_size.pmax
+    pending = []
+    for top in range(0, tokens, BANK):
+        count = min(BANK, tokens - top)
+        limit = tokens
+        if causal:
+            limit = top + count
+        queries = load_queries(q, b, first, last, top, count, width**-0.5)
+        for h in range(first, last):
+            sums = []
+            for start in range(0, count, 2 * size):  # two tiles of queries to a bank
+                rows = min(size, count - start)
+                sums.append(nl.ndarray((rows, 2, width + 1), dtype=nl.float32, buffer=nl.psum))
+            for left in range(0, limit, 2 * size):
+                some = min(2 * size, limit - left)
+                weights = weigh_keys(queries[:, h - first, :], keys, left, some, top, causal)
+                pending.append((weights, sums, (b, h, top, count, left, some), limit))
+                if len(pending) > ahead:
+                    mix_keys(pending.pop(0), values, out)
+    while len(pending) > 0:
+        mix_keys(pending.pop(0), values, out)
+
+
+def skipped_queries(left, top, causal):
+    """How many of the queries from `top` on see none of the keys from `left` on."""
+    if causal:
+        return max(0, left - top)
+    return 0
+
+
+def weigh_keys(queries, keys, left, some, top, causal):
+    """exp(scores) of up to two tiles of keys, zero above the diagonal.
+
+    Returns:
+        A list of SBUF views [<= 128 keys, queries that see them], in keys' dtype.
+    """
+    count = queries.shape[1]
+    size = nl.tile_size.pmax
+    scores = nl.ndarray((min(size, some), 2 * BANK), dtype=nl.float32, buffer=nl.psum)
+    weights = nl.ndarray((min(size, some), 2 * BANK), dtype=keys.dtype, buffer=nl.sbuf)
+    parts = []
+    at = 0
+    begin = 0
+    for start in range(0, some, size):
+        here = min(size, some - start)
+        skipped = skipped_queries(left + start, top, causal)
+        wide = count - skipped
+        if at // BANK != (at + wide - 1) // BANK:  # a product stays within a bank
+            at = BANK
+        nisa.nc_matmul(
+            dst=scores[0:here, at : at + wide],
+            stationary=keys[:, left + start : left + start + here],
+            moving=queries[:, skipped:count],
+            accumulate=False,
+        )
+        parts.append((here, at, wide))
+        at += wide
+    whole = len(parts) == 2 and parts[1][0] == parts[0][0] and parts[1][1] == parts[0][2]
+    if whole:
+        nisa.activation(dst=weights[:, begin:at], op=nl.exp, data=scores[:, begin:at])
+    result = []
+    for n in range(len(parts)):
+        here, first, wide = parts[n]
+        part = weights[0:here, first : first + wide]
+        if not whole:
+            nisa.activation(dst=part, op=nl.exp, data=scores[0:here, first : first + wide])
+        if causal and left + n * size >= top:
+            square = weights[0:here, first : first + min(here, wide)]
+            nisa.affine_select(
+                dst=square,
+                pattern=[[1, min(here, wide)]],
+                offset=0,
+                channel_multiplier=-1,
+                on_true_tile=square,
+                on_false_value=0.0,
+                cmp_op=nl.greater_equal,
+            )
+        result.append(part)
+    return result
+
+
+def mix_keys(step, values, out):
+    """Add two tiles' weights times values to the sums of 512 queries; after the last, divide."""
+    weights, sums, place, limit = step
+    b, h, top, count, left, some = place
+    size = nl.tile_size.pmax
+    width = out.shape[3]
+    for n in range(len(weights)):
+        part = weights[n]
+        here, wide = part.shape
+        key = left + n * size
+        skipped = count - wide
+        for start in range(skipped, count, size):
+            rows = min(size, count - start)
+            index = start // size
+            nisa.nc_matmul(
+                dst=sums[index // 2][0:rows, index % 2, :],
+                stationary=part[:, start - skipped : start - skipped + rows],
+                moving=values[0:here, key // size, :],
+                accumulate=key > 0,
+            )
+    if left + some == limit:
+        for start in range(0, count, size):
+            rows = min(size, count - start)
+            index = start // size
+            total = sums[index // 2][0:rows, index % 2, :]
+            share = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.reciprocal(dst=share, data=total[:, width : width + 1])
+            result = nl.ndarray((rows, width), dtype=out.dtype, buffer=nl.sbuf)
+            nisa.tensor_scalar(dst=result, data=total[:, 0:width], op0=nl.multiply, operand0=share)
+            nisa.dma_copy(dst=out[b, top + start : top + start + rows, h, :], src=result)
