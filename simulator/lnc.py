@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,10 +37,14 @@ def merge(first: list[Instruction], second: list[Instruction]) -> list[Instructi
     streams = (first, second)
     while True:
         heads: list[Instruction | None] = []
+        taken: list[list[list[Instruction]]] = [[], []]
         for core in (0, 1):
-            positions[core] = _advance(streams[core], positions[core], merged)
+            positions[core] = _advance(streams[core], positions[core], taken[core])
             at = positions[core]
             heads.append(streams[core][at] if at < len(streams[core]) else None)
+        for turns in zip_longest(*taken, fillvalue=()):  # the cores run side by side
+            for turn in turns:
+                merged += turn
         one, other = heads
         if one is None and other is None:
             return merged
@@ -81,21 +86,18 @@ def meets(instruction: Instruction) -> bool:
     return name in MEETINGS
 
 
-def _advance(stream: list[Instruction], position: int, merged: list[Instruction]) -> int:
-    """Take instructions up to the next meeting, or loop that holds one."""
+def _advance(stream: list[Instruction], position: int, taken: list[list[Instruction]]) -> int:
+    """Take instructions up to the next meeting, or loop that holds one; a loop is taken whole."""
     while position < len(stream):
-        name = stream[position].spec.name
         if meets(stream[position]):
             return position
-        if name in LOOPS:
+        end = position
+        if stream[position].spec.name in LOOPS:
             end = end_of(stream, position)
             if any(meets(instruction) for instruction in stream[position:end]):
                 return position
-            merged += stream[position : end + 1]
-            position = end + 1
-            continue
-        merged.append(stream[position])
-        position += 1
+        taken.append(stream[position : end + 1])
+        position = end + 1
     return position
 
 
