@@ -39,6 +39,7 @@ LIBRARY: dict[str, KernelInfo] = {
     "nki_fused_add_rmsnorm_kernel": KernelInfo("kernels.add_rmsnorm", "add_rmsnorm"),
     "nki_rope_kernel": KernelInfo("kernels.rope", "rope"),
     "nki_flash_attention_kernel": KernelInfo("kernels.flash_attention", "attention_prefill"),
+    "nki_decode_attention_kernel": KernelInfo("kernels.decode_attention", "attention_decode"),
     "nki_qkv_projection_kernel": KernelInfo("kernels.qkv_projection", "qkv_proj"),
     "nki_output_projection_kernel": KernelInfo("kernels.output_projection", "o_proj"),
     "nki_lm_head_kernel": KernelInfo("kernels.lm_head", "lm_head"),

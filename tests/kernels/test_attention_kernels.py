@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import layer_reference as reference
+from kernels.decode_attention import nki_decode_attention_kernel
 from kernels.flash_attention import nki_flash_attention_kernel
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -164,3 +165,134 @@ def test_flash_attention_refuses() -> None:
     assert "multiple of 128" in refusal(kernel, (q, k, v), key_block=100)
     assert "128 to 1024" in refusal(kernel, (q, k, v), key_block=1152)
     assert "0 to 60" in refusal(kernel, (q, k, v), logit_bound=61)
+
+
+# --- one new token ------------------------------------------------------------------------------
+
+
+def decode_inputs(
+    lengths: tuple[int, ...], positions: int, heads: tuple[int, int], width: int,
+    dtype: torch.dtype, scale: float = 1.0,
+) -> Tensors:  # fmt: skip
+    batch = len(lengths)
+    caches = (batch, heads[1], positions, width)
+    return (
+        random(1, batch, heads[0], width, scale=scale, dtype=dtype),
+        random(2, batch, heads[1], width, dtype=dtype),
+        random(3, batch, heads[1], width, dtype=dtype),
+        random(4, *caches, dtype=dtype),
+        random(5, *caches, dtype=dtype),
+        torch.tensor(lengths, dtype=torch.int32)[:, None],
+    )
+
+
+def decode(arguments: Tensors, cores: int = 1, **given: Any) -> Tensors:
+    """The kernel's results; it writes into copies of the caches."""
+    copies = tuple(a.clone() for a in arguments)
+    return launch(nki_decode_attention_kernel, cores)(*copies, **given)  # type: ignore[no-any-return]
+
+
+def assert_decodes(results: Tensors, arguments: Tensors) -> None:
+    """The result as `assert_attends`; the caches bit for bit."""
+    expected = reference.decode_attention(*arguments)
+    truth = reference.decode_attention(*(a.double() for a in arguments))
+    limit = 1e-5
+    if arguments[0].dtype is BF16:
+        limit = max(2 * largest_error(expected[0], truth[0]), 2**-8)
+    assert largest_error(results[0], truth[0]) <= limit
+    assert torch.equal(results[1], expected[1])
+    assert torch.equal(results[2], expected[2])
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "positions", "heads", "width"),
+    [
+        ((0,), 1, (1, 1), 64), ((5,), 17, (8, 1), 128), ((0,), 300, (8, 1), 64),
+        ((127,), 128, (8, 1), 128), ((128,), 129, (3, 1), 64), ((640,), 1100, (8, 1), 128),
+        ((0, 255, 100), 256, (4, 2), 32), ((639, 3), 640, (8, 1), 128), ((90,), 640, (4, 2), 16),
+        ((1000,), 2048, (8, 1), 64),
+    ],
+)  # fmt: skip
+def test_decode_attention(
+    lengths: tuple[int, ...], positions: int, heads: tuple[int, int], width: int,
+    dtype: torch.dtype, bound: float | None, cores: int,
+) -> None:  # fmt: skip
+    arguments = decode_inputs(lengths, positions, heads, width, dtype)
+    assert_decodes(decode(arguments, cores, logit_bound=bound), arguments)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-40, 30.0, 1e4])
+def test_decode_attention_of_small_and_large_logits(
+    scale: float, dtype: torch.dtype, cores: int
+) -> None:
+    arguments = decode_inputs((200,), 300, (4, 1), 64, dtype, scale)
+    truth = reference.decode_attention(*(a.double() for a in arguments))[0]
+    own = largest_error(reference.decode_attention(*arguments)[0], truth)
+    assert largest_error(decode(arguments, cores)[0], truth) <= max(2 * own, 1e-5)
+
+
+@pytest.mark.parametrize("parameters", [{"pieces": 1}, {"pieces": 7}, {"evict_engine": "scalar"},
+                                        {"evict_engine": "vector"}], ids=str)  # fmt: skip
+def test_decode_attention_parameters_do_not_change_values(parameters: dict[str, Any]) -> None:
+    arguments = decode_inputs((700,), 1300, (4, 1), 64, FP32)
+    assert_decodes(decode(arguments, **parameters), arguments)
+
+
+def test_what_lies_beyond_a_length_does_not_count() -> None:
+    arguments = decode_inputs((140,), 300, (4, 1), 64, FP32)
+    result = decode(arguments, 2)[0]
+    arguments[3][:, :, 141:] = 1e4
+    arguments[4][:, :, 140:] = -1e4
+    torch.testing.assert_close(decode(arguments, 2)[0], result, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [1, 2])
+def test_decode_attention_at_full_size(cores: int) -> None:
+    for lengths in ((4095,), (639, 4000, 0, 2048)):
+        arguments = decode_inputs(lengths, 4096, (8, 1), 128, BF16)
+        assert_decodes(decode(arguments, cores), arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_five_percent_and_a_wrong_length_are_caught(dtype: torch.dtype) -> None:
+    arguments = decode_inputs((3, 9), 40, (4, 2), 64, dtype)
+    result, keys, values = decode(arguments)
+    for wrong in (1.05 * result, 0.95 * result, 0 * result):
+        with pytest.raises(AssertionError):
+            assert_decodes((wrong, keys, values), arguments)
+    moved = decode((*arguments[:5], arguments[5] + 1))
+    with pytest.raises(AssertionError):
+        assert_decodes((moved[0], keys, values), arguments)
+    with pytest.raises(AssertionError):
+        assert_decodes((result, moved[1], values), arguments)
+
+
+def test_decode_attention_refuses() -> None:
+    kernel = nki_decode_attention_kernel
+    good = list(decode_inputs((3,), 40, (4, 2), 64, FP32))
+
+    def changed(n: int, value: torch.Tensor) -> list[torch.Tensor]:
+        return [*good[:n], value, *good[n + 1 :]]
+
+    assert "head_dim above 128" in refusal(kernel, changed(0, zeros(1, 4, 129)))
+    assert "multiple of k's heads" in refusal(kernel, changed(0, zeros(1, 3, 64)))
+    assert "more than 128 heads" in refusal(kernel, changed(0, zeros(1, 258, 64)))
+    assert "k must have q's batch" in refusal(kernel, changed(1, zeros(2, 2, 64)))
+    assert "v must have k's shape" in refusal(kernel, changed(2, zeros(2, 2, 64)))
+    assert "k_cache must be" in refusal(kernel, changed(3, zeros(1, 1, 40, 64)))
+    assert "v_cache must have k_cache's shape" in refusal(kernel, changed(4, zeros(1, 2, 41, 64)))
+    assert "k_cache must have q's dtype" in refusal(kernel, changed(3, good[3].to(BF16)))
+    assert "v_cache must have q's dtype" in refusal(kernel, changed(4, good[4].to(BF16)))
+    assert "k must have q's dtype" in refusal(kernel, changed(1, good[1].to(BF16)))
+    assert "v must have q's dtype" in refusal(kernel, changed(2, good[2].to(BF16)))
+    assert "lengths must be" in refusal(kernel, changed(5, torch.zeros(2, 1, dtype=torch.int32)))
+    assert "pieces must be" in refusal(kernel, good, pieces=0)
+    assert "0 to 60" in refusal(kernel, good, logit_bound=-1)
+    long = torch.zeros(1, 2, 40000, 64)
+    assert "144 KiB" in refusal(kernel, [*good[:3], long, long, good[5]])
