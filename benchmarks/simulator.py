@@ -5,6 +5,9 @@
 Each case runs the same maths three ways in one process, interleaved round by round: the kernel
 replayed on the simulator (specialised already), NumPy, and torch eager. All times are measured
 on this CPU and say nothing about a Trainium. Raw numbers go to benchmarks/results/simulator.json.
+
+All three ways have one thread, unless OMP_NUM_THREADS says otherwise: with more, OpenMP's workers of
+torch go on spinning after a call and slow down whatever is measured next.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy and torch are imported
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
