@@ -6,8 +6,8 @@ Each case runs the same maths three ways in one process, interleaved round by ro
 replayed on the simulator (specialised already), NumPy, and torch eager. All times are measured
 on this CPU and say nothing about a Trainium. Raw numbers go to benchmarks/results/simulator.json.
 
-All three ways have one thread, unless OMP_NUM_THREADS says otherwise: with more, OpenMP's workers of
-torch go on spinning after a call and slow down whatever is measured next.
+All three ways have one thread, unless OMP_NUM_THREADS says otherwise: with more, torch's OpenMP
+workers go on spinning after a call and slow down whatever is measured next.
 """
 
 from __future__ import annotations
