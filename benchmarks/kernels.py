@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,131 @@ def moe_cases() -> Iterator[Case]:
             )
 
 
-CASES: tuple[Case, ...] = (*row_cases(), *router_cases(), *mlp_cases(), *moe_cases())
+def rotation_cases() -> Iterator[Case]:
+    """The fused norm, and RoPE; in decode for 1 and 32 sequences."""
+    rows = 2048
+    x = spec(rows, HIDDEN)
+    yield Case(
+        "nki_fused_add_rmsnorm_kernel",
+        "prefill",
+        f"{rows}x{HIDDEN}",
+        {"x": x, "residual": x, "weight": spec(HIDDEN)},
+        4 * 2 * rows * HIDDEN,
+        lnc=1,
+    )
+    for batch, tokens in ((1, rows), (1, 1), (32, 1)):
+        decode = tokens == 1
+        arguments = {
+            "q": spec(batch, tokens, HEADS, HEAD),
+            "k": spec(batch, tokens, KV_HEADS, HEAD),
+            "cos": spec(4096, HEAD),
+            "sin": spec(4096, HEAD),
+        }
+        if decode:
+            arguments["offsets"] = spec(batch, 1, dtype=INT32)
+        yield Case(
+            "nki_rope_kernel",
+            "decode" if decode else "prefill",
+            f"{batch}x{tokens}x({HEADS}+{KV_HEADS})x{HEAD}",
+            arguments,
+            4 * batch * tokens * (HEADS + KV_HEADS + 1) * HEAD,
+            lnc=1,
+        )
+
+
+def projection(
+    kernel: str, tokens: int, size: int, columns: int, low: bool, extra: dict[str, Any]
+) -> Case:
+    """A projection [tokens, size] x [size, columns]; `extra` has its own arguments."""
+    arguments: dict[str, Any] = {
+        "x": spec(tokens, size),
+        "weight": spec(size, columns, dtype=FP8 if low else BF16),
+        **{name: value for name, value in extra.items() if isinstance(value, TensorSpec)},
+    }
+    if low:
+        arguments["scale"] = spec(columns, dtype=FP32)
+    others = [prod(value.shape) for value in extra.values() if isinstance(value, TensorSpec)]
+    read = 2 * (tokens * size + sum(others))
+    written = 0 if extra.get("argmax") else 2 * tokens * columns
+    return Case(
+        kernel,
+        "decode" if tokens <= 4 else "prefill",
+        f"{tokens}x{size}x{columns}{', argmax' if extra.get('argmax') else ''}",
+        arguments,
+        size * columns * (1 if low else 2) + 4 * columns * low + read + written,
+        tokens * size * columns,
+        {name: value for name, value in extra.items() if not isinstance(value, TensorSpec)},
+        "bfloat16, fp8 weights" if low else "bfloat16",
+    )
+
+
+def projection_cases() -> Iterator[Case]:
+    """The projections and the head, with bf16 and with fp8 weights."""
+    columns, inputs, vocabulary = (HEADS + 2 * KV_HEADS) * HEAD, HEADS * HEAD, 151936 // 4
+    norm = spec(HIDDEN)
+    for low in (False, True):
+        for tokens in (1, *PREFILL):
+            extra: dict[str, Any] = {"kv_width": KV_HEADS * HEAD, "norm_weight": norm}
+            yield projection("nki_qkv_projection_kernel", tokens, HIDDEN, columns, low, extra)
+            extra = {"residual": spec(tokens, HIDDEN)}
+            yield projection("nki_output_projection_kernel", tokens, inputs, HIDDEN, low, extra)
+        for chosen in (False, True):
+            extra = {"norm_weight": norm, "argmax": chosen}
+            yield projection("nki_lm_head_kernel", 1, HIDDEN, vocabulary, low, extra)
+
+
+def attention_cases() -> Iterator[Case]:
+    """Attention; MACs that count are those at or below the diagonal.
+
+    With a bound on scores, which Qwen3's RMS norms of queries and keys give, no maximum is
+    taken; the other rows hold for any values.
+    """
+    for parameters in ({}, {"logit_bound": 30.0}):
+        promised = ", bounded" if parameters else ""
+        for tokens in PREFILL:
+            yield Case(
+                "nki_flash_attention_kernel",
+                "prefill",
+                f"1x{tokens}x({HEADS}+{KV_HEADS})x{HEAD}{promised}",
+                {
+                    "q": spec(1, tokens, HEADS, HEAD),
+                    "k": spec(1, tokens, KV_HEADS, HEAD),
+                    "v": spec(1, tokens, KV_HEADS, HEAD),
+                },
+                4 * tokens * (HEADS + KV_HEADS) * HEAD,
+                tokens * (tokens + 1) * HEADS * HEAD,
+                parameters,
+            )
+        for batch, context in ((1, 640), (1, 4096), (8, 4096)):
+            cache = spec(batch, KV_HEADS, context, HEAD)
+            new = spec(batch, KV_HEADS, HEAD)
+            yield Case(
+                "nki_decode_attention_kernel",
+                "decode",
+                f"{batch}x({HEADS}+{KV_HEADS})x{HEAD}, {context} positions{promised}",
+                {
+                    "q": spec(batch, HEADS, HEAD),
+                    "k": new,
+                    "v": new,
+                    "k_cache": cache,
+                    "v_cache": cache,
+                    "lengths": spec(batch, 1, dtype=INT32),
+                },
+                4 * batch * (KV_HEADS * context + HEADS + 2 * KV_HEADS) * HEAD,
+                2 * batch * HEADS * context * HEAD,
+                parameters,
+            )
+
+
+CASES: tuple[Case, ...] = (
+    *row_cases(),
+    *rotation_cases(),
+    *projection_cases(),
+    *attention_cases(),
+    *router_cases(),
+    *mlp_cases(),
+    *moe_cases(),
+)
 
 
 def load(name: str) -> Any:

@@ -149,7 +149,7 @@ def load_part(cache, row, b, g, begin, end, new, pieces):
     tiles = (end - begin) // size
     rest = end - begin - tiles * size
     start = ((b * groups + g) * positions + begin) * width
-    main = None
+    main, tail = None, None
     if tiles > 0:
         main = nl.ndarray((size, tiles, width), dtype=cache.dtype, buffer=nl.sbuf)
         step = (tiles + pieces - 1) // pieces
@@ -162,19 +162,16 @@ def load_part(cache, row, b, g, begin, end, new, pieces):
                     offset=start + j * width,
                 ),
             )
-    rows = rest
-    if new:
-        rows += 1
-    tail = None
+    rows = rest + int(new)
     if rows > 0:
         tail = nl.ndarray((rows, width), dtype=cache.dtype, buffer=nl.sbuf)
-    if rest > 0:
-        nisa.dma_copy(
-            dst=tail[0:rest, :],
-            src=cache.ap(pattern=[[width, rest], [1, width]], offset=start + tiles * size * width),
-        )
-    if new:
-        nisa.dma_copy(dst=tail[rest:rows, :], src=row[b, g : g + 1, :])
+        if rest > 0:
+            at = start + tiles * size * width
+            nisa.dma_copy(
+                dst=tail[0:rest, :], src=cache.ap(pattern=[[width, rest], [1, width]], offset=at)
+            )
+        if new:
+            nisa.dma_copy(dst=tail[rest:rows, :], src=row[b, g : g + 1, :])
     return main, tail
 
 

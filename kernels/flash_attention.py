@@ -420,7 +420,10 @@ def combine_blocks(state, out, b, first, top):
 
 
 def attend_by_key(q, keys, values, out, span, causal, ahead):
-    """All queries of heads [first, last) of a sequence, 512 queries at a time, without maxima.
+    """All queries of heads [first, last) of a sequence, 256 queries at a time, without maxima.
+
+    Four tiles of keys make one step: two PSUM banks of scores, one exponential. Sums of 256
+    queries take one bank, so that three steps and two sets of sums fit PSUM.
 
     Args: see `attend_by_query`; values have a column of ones behind.
     """
@@ -428,19 +431,17 @@ def attend_by_key(q, keys, values, out, span, causal, ahead):
     width, tokens = keys.shape
     size = nl.tile_size.pmax
     pending = []
-    for top in range(0, tokens, BANK):
-        count = min(BANK, tokens - top)
+    for top in range(0, tokens, 2 * size):
+        count = min(2 * size, tokens - top)
         limit = tokens
         if causal:
             limit = top + count
         queries = load_queries(q, b, first, last, top, count, width**-0.5)
         for h in range(first, last):
-            sums = []
-            for start in range(0, count, 2 * size):  # two tiles of queries to a bank
-                rows = min(size, count - start)
-                sums.append(nl.ndarray((rows, 2, width + 1), dtype=nl.float32, buffer=nl.psum))
-            for left in range(0, limit, 2 * size):
-                some = min(2 * size, limit - left)
+            rows = min(size, count)
+            sums = nl.ndarray((rows, 2, width + 1), dtype=nl.float32, buffer=nl.psum)
+            for left in range(0, limit, 4 * size):
+                some = min(4 * size, limit - left)
                 weights = weigh_keys(queries[:, h - first, :], keys, left, some, top, causal)
                 pending.append((weights, sums, (b, h, top, count, left, some), limit))
                 if len(pending) > ahead:
@@ -457,7 +458,7 @@ def skipped_queries(left, top, causal):
 
 
 def weigh_keys(queries, keys, left, some, top, causal):
-    """exp(scores) of up to two tiles of keys, zero above the diagonal.
+    """exp(scores) of up to four tiles of keys, zero above the diagonal.
 
     Returns:
         A list of SBUF views [<= 128 keys, queries that see them], in keys' dtype.
@@ -468,13 +469,14 @@ def weigh_keys(queries, keys, left, some, top, causal):
     weights = nl.ndarray((min(size, some), 2 * BANK), dtype=keys.dtype, buffer=nl.sbuf)
     parts = []
     at = 0
-    begin = 0
+    whole = some % size == 0  # one exponential for all tiles
     for start in range(0, some, size):
         here = min(size, some - start)
         skipped = skipped_queries(left + start, top, causal)
         wide = count - skipped
         if at // BANK != (at + wide - 1) // BANK:  # a product stays within a bank
             at = BANK
+            whole = False
         nisa.nc_matmul(
             dst=scores[0:here, at : at + wide],
             stationary=keys[:, left + start : left + start + here],
@@ -483,9 +485,8 @@ def weigh_keys(queries, keys, left, some, top, causal):
         )
         parts.append((here, at, wide))
         at += wide
-    whole = len(parts) == 2 and parts[1][0] == parts[0][0] and parts[1][1] == parts[0][2]
     if whole:
-        nisa.activation(dst=weights[:, begin:at], op=nl.exp, data=scores[:, begin:at])
+        nisa.activation(dst=weights[:, 0:at], op=nl.exp, data=scores[:, 0:at])
     result = []
     for n in range(len(parts)):
         here, first, wide = parts[n]
@@ -508,7 +509,7 @@ def weigh_keys(queries, keys, left, some, top, causal):
 
 
 def mix_keys(step, values, out):
-    """Add two tiles' weights times values to the sums of 512 queries; after the last, divide."""
+    """Add a step's weights times values to the sums of 256 queries; after the last, divide."""
     weights, sums, place, limit = step
     b, h, top, count, left, some = place
     size = nl.tile_size.pmax
@@ -522,7 +523,7 @@ def mix_keys(step, values, out):
             rows = min(size, count - start)
             index = start // size
             nisa.nc_matmul(
-                dst=sums[index // 2][0:rows, index % 2, :],
+                dst=sums[0:rows, index, :],
                 stationary=part[:, start - skipped : start - skipped + rows],
                 moving=values[0:here, key // size, :],
                 accumulate=key > 0,
@@ -531,7 +532,7 @@ def mix_keys(step, values, out):
         for start in range(0, count, size):
             rows = min(size, count - start)
             index = start // size
-            total = sums[index // 2][0:rows, index % 2, :]
+            total = sums[0:rows, index, :]
             share = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
             nisa.reciprocal(dst=share, data=total[:, width : width + 1])
             result = nl.ndarray((rows, width), dtype=out.dtype, buffer=nl.sbuf)
