@@ -28,7 +28,7 @@ BANK = 512
 
 @nki.jit
 def nki_flash_attention_kernel(
-    q, k, v, causal=True, logit_bound=None, key_block=1024, ahead=2, evict_engine="both"
+    q, k, v, causal=True, logit_bound=None, key_block=1024, ahead=3, evict_engine="both"
 ):
     """out = softmax(q k^T / sqrt(head_dim)) v, with fp32 scores and sums, for grouped queries.
 
@@ -91,15 +91,13 @@ def nki_flash_attention_kernel(
             b = pair // groups
             g = pair % groups
             span = (b, start - b * heads, stop - b * heads)
-            ones = 0
-            if logit_bound != None:  # noqa: E711
-                ones = 1
-            keys = load_transposed(k, b, g, 0, tokens, evict_engine)
-            values = load_values(v, b, g, ones)
             if logit_bound == None:  # noqa: E711
-                attend_by_query(q, keys, values, out, span, mask, key_block, ahead, evict_engine)
+                cache = new_cache(k, v, 0)
+                tuning = (key_block, ahead, evict_engine)
+                attend_by_query(q, (k, v, b, g), cache, out, span, mask, tuning)
             else:
-                attend_by_key(q, keys, values, out, span, causal, ahead)
+                cache = new_cache(k, v, 1)
+                attend_by_key(q, (k, v, b, g), cache, out, span, causal, ahead)
     return out
 
 
@@ -122,10 +120,56 @@ def causal_mask():
     return nl.shared_identity_matrix(size, dtype=nl.bfloat16), mask
 
 
-def load_rows_by_tile(x, b, h, first, count, extra):
-    """Tokens [first, first + count) of a head, 128 to a tile: SBUF [128, tiles, width + extra].
+def new_cache(k, v, ones):
+    """Room for one head's keys and values: SBUF [width, tokens], [128, tiles, width + ones].
 
-    Row p of tile j is token first + 128 * j + p; the last tile may have fewer.
+    Row p of tile j is token 128 * j + p; `ones` columns of 1.0 stand behind the values.
+    """
+    tokens, width = k.shape[1], k.shape[3]
+    size = nl.tile_size.pmax
+    keys = nl.ndarray((width, tokens), dtype=k.dtype, buffer=nl.sbuf)
+    tiles = (tokens + size - 1) // size
+    values = nl.ndarray((min(size, tokens), tiles, width + ones), dtype=v.dtype, buffer=nl.sbuf)
+    if ones > 0:
+        nisa.memset(dst=values[:, :, width : width + ones], value=1.0)
+    return keys, values
+
+
+def fill_cache(source, cache, start, limit, engine):
+    """Load keys and values of tokens [start, limit) at least, 512 at a time; say how far.
+
+    Later tokens are not waited for by what needs the first ones only.
+    """
+    k, v, b, g = source
+    keys, values = cache
+    tokens, width = k.shape[1], k.shape[3]
+    size = nl.tile_size.pmax
+    while start < limit:
+        some = min(BANK, tokens - start)
+        tiles = (some + size - 1) // size
+        rows = nl.ndarray((min(some, size), tiles, width), dtype=k.dtype, buffer=nl.sbuf)
+        load_tiles(k, b, g, start, some, rows)
+        turned = nl.ndarray((width, some), dtype=k.dtype, buffer=nl.psum)
+        for left in range(0, some, size):
+            here = min(size, some - left)
+            nisa.nc_transpose(dst=turned[:, left : left + here], data=rows[0:here, left // size, :])
+        evict(keys[:, start : start + some], turned, engine, start // BANK)
+        first = start // size
+        load_tiles(v, b, g, start, some, values[:, first : first + tiles, 0:width])
+        start += some
+    return start
+
+
+def load_tiles(x, b, h, first, count, dst):
+    """Tokens [first, first + count) of a head, 128 to a tile; the last may have fewer.
+
+    Args:
+        x: HBM tensor [batch, tokens, heads, width].
+        b: sequence.
+        h: head.
+        first: first token.
+        count: tokens.
+        dst: SBUF [128, tiles, width].
     """
     tokens, heads, width = x.shape[1], x.shape[2], x.shape[3]
     size = nl.tile_size.pmax
@@ -133,38 +177,16 @@ def load_rows_by_tile(x, b, h, first, count, extra):
     start = (b * tokens + first) * row + h * width
     whole = count // size
     rest = count - whole * size
-    tiles = (count + size - 1) // size
-    tile = nl.ndarray((min(count, size), tiles, width + extra), dtype=x.dtype, buffer=nl.sbuf)
     if whole > 0:
         nisa.dma_copy(
-            dst=tile[:, 0:whole, 0:width],
+            dst=dst[:, 0:whole, :],
             src=x.ap(pattern=[[row, size], [size * row, whole], [1, width]], offset=start),
         )
     if rest > 0:
         nisa.dma_copy(
-            dst=tile[0:rest, whole, 0:width],
+            dst=dst[0:rest, whole, :],
             src=x.ap(pattern=[[row, rest], [1, width]], offset=start + whole * size * row),
         )
-    return tile
-
-
-def load_transposed(x, b, h, first, count, engine):
-    """Tokens [first, first + count) of a head, transposed: SBUF [width, count]."""
-    rows = load_rows_by_tile(x, b, h, first, count, 0)
-    size = nl.tile_size.pmax
-    width = rows.shape[2]
-    result = nl.ndarray((width, count), dtype=x.dtype, buffer=nl.sbuf)
-    step = BANK if x.dtype == nl.float32 else 2 * BANK
-    for start in range(0, count, step):
-        some = min(step, count - start)
-        turned = nl.ndarray((width, some), dtype=x.dtype, buffer=nl.psum)
-        for left in range(0, some, size):
-            here = min(size, some - left)
-            nisa.nc_transpose(
-                dst=turned[:, left : left + here], data=rows[0:here, (start + left) // size, :]
-            )
-        evict(result[:, start : start + some], turned, engine, start // step)
-    return result
 
 
 def load_queries(q, b, first, last, top, count, scale):
@@ -196,36 +218,29 @@ def load_queries(q, b, first, last, top, count, scale):
     return result
 
 
-def load_values(v, b, h, ones):
-    """Values of a head by tile, with `ones` columns of 1.0 behind: see load_rows_by_tile."""
-    values = load_rows_by_tile(v, b, h, 0, v.shape[1], ones)
-    if ones > 0:
-        width = v.shape[3]
-        nisa.memset(dst=values[:, :, width : width + ones], value=1.0)
-    return values
-
-
 # --- queries on partitions ----------------------------------------------------------------------
 
 
-def attend_by_query(q, keys, values, out, span, mask, key_block, ahead, engine):
+def attend_by_query(q, source, cache, out, span, mask, tuning):
     """All queries of heads [first, last) of a sequence, 128 queries at a time.
 
     Args:
         q: HBM tensor [batch, tokens, heads, width].
-        keys: SBUF [width, tokens].
-        values: SBUF [128, tiles, width].
+        source: (k, v, sequence, key head).
+        cache: what `new_cache` returns.
         out: HBM tensor of q's shape.
         span: (sequence, first, last).
         mask: None, or what `causal_mask` returns.
-        key_block: keys of a softmax.
-        ahead: blocks whose scores are made before the weights of the first are transposed.
-        engine: who evicts transposed weights.
+        tuning: (keys of a softmax, blocks whose scores are made before the weights of the first
+            are transposed, who evicts transposed weights).
     """
     b, first, last = span
+    key_block, ahead, engine = tuning
+    keys, values = cache
     width, tokens = keys.shape
     heads = last - first
     size = nl.tile_size.pmax
+    loaded = 0
     scored = []  # steps whose weights are still to be transposed
     turned = []  # steps whose products with the values are still to come
     turn = 0
@@ -234,13 +249,14 @@ def attend_by_query(q, keys, values, out, span, mask, key_block, ahead, engine):
         limit = tokens
         if mask != None:  # noqa: E711
             limit = top + count
+        queries = load_queries(q, b, first, last, top, count, width**-0.5)
+        loaded = fill_cache(source, cache, loaded, limit, engine)
         blocks = (limit + key_block - 1) // key_block
         state = (
             nl.ndarray((count, heads, blocks), dtype=nl.float32, buffer=nl.sbuf),
             nl.ndarray((count, heads, blocks), dtype=nl.float32, buffer=nl.sbuf),
             nl.ndarray((count, heads, blocks, width), dtype=nl.float32, buffer=nl.sbuf),
         )
-        queries = load_queries(q, b, first, last, top, count, width**-0.5)
         for h in range(heads):
             for n in range(blocks):
                 place = (b, first, top, h, n, h == heads - 1 and n == blocks - 1)
@@ -419,7 +435,7 @@ def combine_blocks(state, out, b, first, top):
 # --- keys on partitions -------------------------------------------------------------------------
 
 
-def attend_by_key(q, keys, values, out, span, causal, ahead):
+def attend_by_key(q, source, cache, out, span, causal, ahead):
     """All queries of heads [first, last) of a sequence, 256 queries at a time, without maxima.
 
     Four tiles of keys make one step: two PSUM banks of scores, one exponential. Sums of 256
@@ -428,24 +444,38 @@ def attend_by_key(q, keys, values, out, span, causal, ahead):
     Args: see `attend_by_query`; values have a column of ones behind.
     """
     b, first, last = span
+    keys, values = cache
     width, tokens = keys.shape
     size = nl.tile_size.pmax
     pending = []
+    loaded = 0
+    following = load_queries(q, b, first, last, 0, min(2 * size, tokens), width**-0.5)
     for top in range(0, tokens, 2 * size):
         count = min(2 * size, tokens - top)
         limit = tokens
         if causal:
             limit = top + count
-        queries = load_queries(q, b, first, last, top, count, width**-0.5)
-        for h in range(first, last):
+        loaded = fill_cache(source, cache, loaded, limit, "vector")
+        queries = following
+        results = (
+            nl.ndarray((min(size, count), last - first, width), dtype=out.dtype, buffer=nl.sbuf),
+            nl.ndarray((min(size, count), last - first, width), dtype=out.dtype, buffer=nl.sbuf),
+        )
+        for h in range(last - first):
             rows = min(size, count)
             sums = nl.ndarray((rows, 2, width + 1), dtype=nl.float32, buffer=nl.psum)
             for left in range(0, limit, 4 * size):
                 some = min(4 * size, limit - left)
-                weights = weigh_keys(queries[:, h - first, :], keys, left, some, top, causal)
-                pending.append((weights, sums, (b, h, top, count, left, some), limit))
+                weights = weigh_keys(queries[:, h, :], keys, left, some, top, causal)
+                place = (count, left, left + some == limit, h)
+                pending.append((weights, sums, place, results, (b, top, first)))
                 if len(pending) > ahead:
                     mix_keys(pending.pop(0), values, out)
+            after = top + 2 * size
+            if h == 0 and after < tokens:  # before the next queries are needed
+                following = load_queries(
+                    q, b, first, last, after, min(2 * size, tokens - after), width**-0.5
+                )
     while len(pending) > 0:
         mix_keys(pending.pop(0), values, out)
 
@@ -509,9 +539,13 @@ def weigh_keys(queries, keys, left, some, top, causal):
 
 
 def mix_keys(step, values, out):
-    """Add a step's weights times values to the sums of 256 queries; after the last, divide."""
-    weights, sums, place, limit = step
-    b, h, top, count, left, some = place
+    """Add a step's weights times values to the sums of 256 queries; after the last, divide.
+
+    After the last head, 128 queries of all heads are written at once.
+    """
+    weights, sums, place, results, where = step
+    count, left, is_last, h = place
+    b, top, head = where
     size = nl.tile_size.pmax
     width = out.shape[3]
     for n in range(len(weights)):
@@ -521,20 +555,26 @@ def mix_keys(step, values, out):
         skipped = count - wide
         for start in range(skipped, count, size):
             rows = min(size, count - start)
-            index = start // size
             nisa.nc_matmul(
-                dst=sums[0:rows, index, :],
+                dst=sums[0:rows, start // size, :],
                 stationary=part[:, start - skipped : start - skipped + rows],
                 moving=values[0:here, key // size, :],
                 accumulate=key > 0,
             )
-    if left + some == limit:
-        for start in range(0, count, size):
-            rows = min(size, count - start)
-            index = start // size
-            total = sums[0:rows, index, :]
-            share = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.reciprocal(dst=share, data=total[:, width : width + 1])
-            result = nl.ndarray((rows, width), dtype=out.dtype, buffer=nl.sbuf)
-            nisa.tensor_scalar(dst=result, data=total[:, 0:width], op0=nl.multiply, operand0=share)
-            nisa.dma_copy(dst=out[b, top + start : top + start + rows, h, :], src=result)
+    if not is_last:
+        return
+    heads = results[0].shape[1]
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        total = sums[0:rows, start // size, :]
+        share = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.reciprocal(dst=share, data=total[:, width : width + 1])
+        result = results[start // size]
+        nisa.tensor_scalar(
+            dst=result[0:rows, h, :], data=total[:, 0:width], op0=nl.multiply, operand0=share
+        )
+        if h == heads - 1:
+            nisa.dma_copy(
+                dst=out[b, top + start : top + start + rows, head : head + heads, :],
+                src=result[0:rows, :, :],
+            )
