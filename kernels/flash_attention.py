@@ -28,7 +28,7 @@ BANK = 512
 
 @nki.jit
 def nki_flash_attention_kernel(
-    q, k, v, causal=True, logit_bound=None, key_block=1024, ahead=3, evict_engine="both"
+    q, k, v, causal=True, logit_bound=None, key_block=1024, ahead=3, evict_engine="vector"
 ):
     """out = softmax(q k^T / sqrt(head_dim)) v, with fp32 scores and sums, for grouped queries.
 
@@ -366,7 +366,7 @@ def mix_values(step, values, key_block, out, turn):
             moving=values[0:here, n * key_block // size + j, 0:width],
             accumulate=j > 0,
         )
-    evict(state[2][:, h, n, :], mixed, "both", turn)
+    evict(state[2][:, h, n, :], mixed, "scalar", turn)
     if is_last:
         combine_blocks(state, out, b, first, top)
 
@@ -414,8 +414,8 @@ def combine_blocks(state, out, b, first, top):
         sums = result[:, h, :]
         if blocks > 1:
             sums = mixed[:, h, 0, :]
-        nisa.tensor_scalar(
-            dst=sums, data=mixed[:, h, 0, :], op0=nl.multiply, operand0=share[:, h, 0:1]
+        nisa.activation(  # the Vector engine has more to do
+            dst=sums, op=nl.copy, data=mixed[:, h, 0, :], scale=share[:, h, 0:1]
         )
         for n in range(1, blocks):
             to = sums
