@@ -14,8 +14,8 @@ from kernels.blocks import evict, filled, sum_over_partitions
 
 MASKED = -1.0e30
 """Added to scores of positions that are not filled."""
-SBUF_FOR_CACHE = 147456
-"""Bytes per partition for one sequence's keys, values and scores."""
+SBUF_FOR_CACHE = 98304
+"""Bytes per partition for one pair's keys, values and scores; the next pair's have as many."""
 
 
 @nki.jit
@@ -48,7 +48,7 @@ def nki_decode_attention_kernel(
         (out, k_cache, v_cache): HBM tensor of q's shape and dtype, and the caches.
 
     Limits: head_dim <= 128; heads / key heads <= 128; keys, values and scores of a pair within
-    144 KiB of each partition (bf16, head_dim 128, 8 heads: 31000 positions).
+    96 KiB of each partition (bf16, head_dim 128, 8 heads: 20900 positions).
     HBM bytes: both caches + 2 * (q + k + v). MACs: 2 * batch * heads * positions * head_dim.
     """
     batch, heads, width = q.shape
@@ -82,7 +82,7 @@ def nki_decode_attention_kernel(
     itemsize = 4 if q.dtype == nl.float32 else 2
     tiles = positions // 128 + 2
     assert tiles * (2 * width * itemsize + each * (8 + itemsize)) <= SBUF_FOR_CACHE, (
-        "nki_decode_attention_kernel: k_cache's positions need more than 144 KiB per partition"
+        "nki_decode_attention_kernel: k_cache's positions need more than 96 KiB per partition"
     )
     assert pieces >= 1, "nki_decode_attention_kernel: pieces must be at least 1"
     if logit_bound != None:  # noqa: E711
@@ -99,26 +99,38 @@ def nki_decode_attention_kernel(
         begin, end = positions * core // cores, positions * (core + 1) // cores
     if first == last:
         return out, k_cache, v_cache
-    filled_positions = load_lengths(lengths)
+    numbers, filled_positions = load_lengths(lengths)
+    with_maximum = logit_bound == None  # noqa: E711
+    new = end == positions  # the core that has the last positions takes the new tokens
+    waiting = []
     for pair in range(first, last):
         b = pair // groups
         g = pair % groups
-        new = end == positions  # the core that has the last positions takes the new token
         keys = load_part(k_cache, k, b, g, begin, end, new, pieces)
         values = load_part(v_cache, v, b, g, begin, end, new, 1)
         queries = load_queries(q, b, g * each, each)
-        masks = masked_positions(filled_positions[1][:, b : b + 1], keys, begin, new)
-        scores = score(queries, keys, masks, evict_engine)
-        total = weigh(scores, values, logit_bound == None)  # noqa: E711
-        if shared:
-            total = add_other_core(total, logit_bound == None)  # noqa: E711
-        if core == 0 or not shared:
-            store_result(total, out, b, g * each)
-        if new:
-            number = filled_positions[0][0:1, b : b + 1]
-            write_row(k_cache, k, b, g, number)
-            write_row(v_cache, v, b, g, number)
+        masks = masked_positions(filled_positions[:, b : b + 1], keys, begin, new)
+        waiting.append((score(queries, keys, masks, evict_engine), values, b, g * each))
+        if len(waiting) > 1:  # this pair's scores come before the last one's weights
+            finish_pair(waiting.pop(0), out, with_maximum, shared)
+    finish_pair(waiting.pop(0), out, with_maximum, shared)
+    if new:  # after all reads: nothing waits for a write to an address known on the device only
+        for pair in range(first, last):
+            b = pair // groups
+            number = numbers[0:1, b : b + 1]
+            write_row(k_cache, k, b, pair % groups, number)
+            write_row(v_cache, v, b, pair % groups, number)
     return out, k_cache, v_cache
+
+
+def finish_pair(step, out, with_maximum, shared):
+    """From a pair's scores to its part of out; `shared` if the other core has half of them."""
+    scores, values, b, first = step
+    total = weigh(scores, values, with_maximum)
+    if shared:
+        total = add_other_core(total, with_maximum)
+    if nl.program_id(0) == 0 or not shared:
+        store_result(total, out, b, first)
 
 
 def load_lengths(lengths):
@@ -266,6 +278,7 @@ def score(queries, part, masks, engine):
     result = nl.ndarray((size, tiles + 1, heads), dtype=nl.float32, buffer=nl.sbuf)
     nisa.memset(dst=result[:, tiles, :], value=MASKED)
     group = 4 if queries.dtype == nl.float32 else 8
+    ready = None
     for first in range(0, tiles, group):
         some = min(group, tiles - first)
         turned = nl.ndarray((width, some, size), dtype=queries.dtype, buffer=nl.psum)
@@ -273,23 +286,11 @@ def score(queries, part, masks, engine):
             nisa.nc_transpose(dst=turned[:, j, :], data=main[:, first + j, :])
         keys = nl.ndarray((width, some, size), dtype=queries.dtype, buffer=nl.sbuf)
         evict(keys, turned, engine, first // group)
-        step = min(some, nl.tile_size.psum_fmax // heads)
-        for j in range(0, some, step):
-            few = min(step, some - j)
-            scores = nl.ndarray((size, few, heads), dtype=nl.float32, buffer=nl.psum)
-            for n in range(few):
-                nisa.nc_matmul(
-                    dst=scores[:, n, :],
-                    stationary=keys[:, j + n, :],
-                    moving=queries,
-                    accumulate=False,
-                )
-            nisa.tensor_tensor(
-                dst=result[:, first + j : first + j + few, :],
-                data1=scores,
-                data2=masks[0].ap(pattern=[[tiles, size], [1, few], [0, heads]], offset=first + j),
-                op=nl.add,
-            )
+        if ready != None:  # noqa: E711  the Tensor engine need not wait for the copy
+            score_group(queries, ready[0], masks[0], result, ready[1])
+        ready = (keys, first)
+    if ready != None:  # noqa: E711
+        score_group(queries, ready[0], masks[0], result, ready[1])
     if tail != None:  # noqa: E711
         rows = tail.shape[0]
         turned = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.psum)
@@ -300,6 +301,38 @@ def score(queries, part, masks, engine):
         nisa.nc_matmul(dst=scores, stationary=keys, moving=queries, accumulate=False)
         nisa.tensor_scalar(dst=result[0:rows, tiles, :], data=scores, op0=nl.add, operand0=masks[1])
     return result
+
+
+def score_group(queries, keys, mask, result, first):
+    """Masked scores of some tiles of keys.
+
+    Args:
+        queries: SBUF [width, heads].
+        keys: SBUF [width, some, 128].
+        mask: SBUF [128, tiles], fp32.
+        result: SBUF [128, > tiles, heads], fp32; tiles [first, first + some) are written.
+        first: the first tile.
+    """
+    some, size = keys.shape[1], keys.shape[2]
+    heads = queries.shape[1]
+    tiles = mask.shape[1]
+    step = min(some, nl.tile_size.psum_fmax // heads)
+    for j in range(0, some, step):
+        few = min(step, some - j)
+        scores = nl.ndarray((size, few, heads), dtype=nl.float32, buffer=nl.psum)
+        for n in range(few):
+            nisa.nc_matmul(
+                dst=scores[:, n, :],
+                stationary=keys[:, j + n, :],
+                moving=queries,
+                accumulate=False,
+            )
+        nisa.tensor_tensor(
+            dst=result[:, first + j : first + j + few, :],
+            data1=scores,
+            data2=mask.ap(pattern=[[tiles, size], [1, few], [0, heads]], offset=first + j),
+            op=nl.add,
+        )
 
 
 def highest_scores(scores):

@@ -295,4 +295,4 @@ def test_decode_attention_refuses() -> None:
     assert "pieces must be" in refusal(kernel, good, pieces=0)
     assert "0 to 60" in refusal(kernel, good, logit_bound=-1)
     long = torch.zeros(1, 2, 40000, 64)
-    assert "144 KiB" in refusal(kernel, [*good[:3], long, long, good[5]])
+    assert "96 KiB" in refusal(kernel, [*good[:3], long, long, good[5]])
