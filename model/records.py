@@ -148,10 +148,11 @@ class CompileManifest(Record):
 
 
 class GraphTrace(Part):
-    """One run of one graph at one bucket."""
+    """One run of one graph at one bucket: what is counted, the same for every target."""
 
     graph: Graph
     bucket: str
+    """batch x tokens, e.g. `1x64`."""
     macs_nki: int
     macs_total: int
     nki_instructions: int
@@ -160,15 +161,97 @@ class GraphTrace(Part):
     """Read and written by the NKI kernels."""
 
 
+class OpTrace(Part):
+    """One op at one shape in one run of one graph, all its calls together, on one target."""
+
+    op: str
+    """An op of `kernels.OPS`, or a collective (`all_reduce`, `all_gather`)."""
+    kernel: str
+    """The kernel's name, `reference`, or `collective`."""
+    nki: bool
+    graph: Graph
+    bucket: str
+    shapes: str
+    """The op's arguments, e.g. `x=bfloat16[1,2048]`."""
+    calls: int
+    macs: int
+    """Done: in a kernel those of its matmul instructions, else those of the op's products."""
+    macs_needed: int
+    """What the op's mathematics needs; padding and masked work are not in it."""
+    hbm_bytes: int
+    """Moved: in a kernel as its DMAs do, else by the estimate of model/estimate.py."""
+    hbm_bytes_needed: int
+    """Every argument read once and every result written once."""
+    predicted_us: float
+    roofline_us: float
+    """The least that `macs_needed` and `hbm_bytes_needed` (a collective: its wire) allow."""
+    bound_by: Literal["compute", "memory", "link"]
+    """What sets `roofline_us`."""
+    slowed_by: str
+    """What takes most of `predicted_us`."""
+    basis: Literal["timing model", "coarse estimate", "formula"]
+    """A kernel's Program was played; a reference op was estimated (coarse, see docs/trace.md);
+    a collective comes from a formula by size."""
+
+
+class GraphPrediction(Part):
+    """One run of one graph at one bucket on one target; its parts add up."""
+
+    graph: Graph
+    bucket: str
+    predicted_ms: float
+    predicted_nki_ms: float
+    predicted_reference_ms: float
+    """Coarse, see `OpTrace.basis`."""
+    predicted_collective_ms: float
+    roofline_ms: float
+    """The ops' rooflines, added up."""
+    hbm_bytes: int
+    """Moved, per rank."""
+
+
+class TargetPrediction(Part):
+    """What is predicted for one target. Nothing here was measured on a device."""
+
+    predicted_ttft_ms: float
+    predicted_tpot_ms: float
+    graphs: list[GraphPrediction]
+    ops: list[OpTrace]
+
+
 class TraceSummary(Record):
-    """results/traces/MODEL/CONFIGURATION/summary.json; counted, not timed."""
+    """results/traces/MODEL/CONFIGURATION/summary.json; counted and predicted, never measured.
+
+    The device's time only: host, tokenizer and sampling are not in it.
+    """
 
     model: str
     configuration: str
     target: str
+    """The target of `predicted_ttft_ms` and `predicted_tpot_ms`; `predictions` has all."""
+    tp_degree: int = 1
+    lnc: int = 1
+    """Physical cores of a logical one."""
+    dtype: str = "bfloat16"
+    context: int = 0
+    """Positions of the KV cache that a decode step attends to, in tokens."""
+    prefill_tokens: int = 0
+    """The context-encoding bucket of `predicted_ttft_ms`."""
+    decode_steps: int = 0
+    """Token-generation runs per context-encoding run in `nki_flops_ratio_weighted`."""
+    predicted_ttft_ms: float | None = None
+    """On `target`: context encoding of `prefill_tokens`, head included."""
+    predicted_tpot_ms: float | None = None
+    """On `target`: one decode step at `context`, head included."""
     graphs: list[GraphTrace]
     nki_flops_ratio: float
     """(MACs in NKI of both graphs) / (all MACs of both graphs), as the contest counts."""
+    nki_flops_ratio_weighted: float | None = None
+    """The same, with token generation counted `decode_steps` times."""
+    predictions: dict[str, TargetPrediction] = {}
+    """Target -> predictions; ops filled by a kernel, by references, and collectives."""
+    timeline: str | None = None
+    """Perfetto trace of one whole decode step on `target`, beside this file."""
     fingerprint: str
 
 
