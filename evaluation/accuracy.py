@@ -97,6 +97,8 @@ def accuracy(
         configuration=name,
         device=config.device,
         logits=list(measured.logits),
+        rounding=[],
+        matches=[],
         ops=[check for checks in measured.ops.values() for check in checks],
         tasks=list(measured.tasks),
         gates=gates,

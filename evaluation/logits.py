@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from evaluation.records import LogitComparison
@@ -72,6 +73,8 @@ def compare_logits(
         graph=graph,
         tokens=divergence.numel(),
         kl_per_token_mean=float(divergence.mean()) if alive else math.inf,
+        kl_per_token_median=_quantile(divergence, 0.5) if alive else math.inf,
+        kl_per_token_p90=_quantile(divergence, 0.9) if alive else math.inf,
         kl_per_token_max=float(divergence.max()) if alive else math.inf,
         top1_agreement=float(agreement.double().mean()),
         max_abs_error=max_abs if alive else math.inf,
@@ -90,6 +93,11 @@ def _kl_per_token(reference: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
     """KL(reference || ours) per row, in nats, from float64 logits `[tokens, vocab]`."""
     log_p, log_q = reference.log_softmax(-1), ours.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _quantile(values: torch.Tensor, at: float) -> float:
+    """By linear interpolation; NumPy's, since torch's refuses long inputs."""
+    return float(np.quantile(values.numpy(), at))
 
 
 def _check_shapes(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.records import AccuracyRecord, StageError, TrackedRun
+from evaluation.records import AccuracyRecord, ErrorMapRecord, StageError, TrackedRun
 from model.records import CompileManifest, GenerationRecord, Record, RecordError, TraceSummary
 
 STAGES = (
@@ -27,6 +27,7 @@ _NEEDS = {
     "trace": {"download", "compile", "trace"},
     "generate": {"download", "compile", "generate"},
     "accuracy": {"download", "compile", "reference", "accuracy"},
+    "error_map": {"download", "compile", "reference", "accuracy"},
     "track": {"download", "compile", "trace", "generate", "reference", "accuracy", *TRACKING},
 }
 """Stage -> the stages that must have succeeded for its file to be of the present inputs."""
@@ -41,18 +42,23 @@ class ConfigurationResults:
     trace: TraceSummary | None = None
     generation: GenerationRecord | None = None
     accuracy: AccuracyRecord | None = None
+    error_map: ErrorMapRecord | None = None
     tracked: TrackedRun | None = None
     errors: tuple[StageError, ...] = ()
     """What failed, in the stages' order; the report's own failure is not among them."""
 
 
 def result_files(results: Path, model: str, name: str) -> dict[str, Path]:
-    """Stage -> the file it writes for a configuration, whether it exists or not."""
+    """Stage -> the file it writes for a configuration, whether it exists or not.
+
+    `error_map` is the accuracy stage's second file.
+    """
     return {
         "compile": results / "compiled" / model / name / "manifest.json",
         "trace": results / "traces" / model / name / "summary.json",
         "generate": results / "generated" / model / name / "generation.json",
         "accuracy": results / "accuracy" / model / name / "accuracy.json",
+        "error_map": results / "accuracy" / model / name / "error_map.json",
         "track": results / "tracked" / model / f"{name}.json",
     }
 
@@ -85,6 +91,7 @@ def read_results(results: Path, model: str, name: str) -> ConfigurationResults:
         trace=TraceSummary.read(files["trace"]) if "trace" in files else None,
         generation=GenerationRecord.read(files["generate"]) if "generate" in files else None,
         accuracy=AccuracyRecord.read(files["accuracy"]) if "accuracy" in files else None,
+        error_map=ErrorMapRecord.read(files["error_map"]) if "error_map" in files else None,
         tracked=TrackedRun.read(files["track"]) if "track" in files else None,
         errors=errors,
     )
@@ -93,6 +100,7 @@ def read_results(results: Path, model: str, name: str) -> ConfigurationResults:
         "trace": found.trace,
         "generate": found.generation,
         "accuracy": found.accuracy,
+        "error_map": found.error_map,
         "track": found.tracked,
     }
     for stage, record in records.items():

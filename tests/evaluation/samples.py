@@ -7,11 +7,17 @@ from typing import Any
 
 from evaluation.records import (
     AccuracyRecord,
+    CutPoint,
+    ErrorMapRecord,
     Gate,
     LogitComparison,
+    LogitMatch,
     OpCheck,
+    OpError,
+    RoundingComparison,
     StageError,
     TaskResult,
+    TopKError,
 )
 from evaluation.results import error_folder, result_files
 from model.configuration import Config, parse_config
@@ -190,6 +196,8 @@ def accuracy(name: str, ops: list[str], kl: float = 1.2e-5, passed: bool = True)
             graph=graph,
             tokens=512,
             kl_per_token_mean=kl * scale,
+            kl_per_token_median=kl * scale * 0.2,
+            kl_per_token_p90=kl * scale * 2,
             kl_per_token_max=kl * scale * 20,
             top1_agreement=0.992,
             max_abs_error=0.11 * scale,
@@ -212,6 +220,19 @@ def accuracy(name: str, ops: list[str], kl: float = 1.2e-5, passed: bool = True)
             )
             for graph in GRAPHS
         ],
+        rounding=[
+            RoundingComparison(
+                graph=graph,
+                tokens=512,
+                kl_median_ratio=1.02,
+                kl_p90_ratio=0.97,
+                error_median_ratio=1.01,
+                further_share=0.51,
+                top1_agreement_difference=-0.002,
+            )
+            for graph in GRAPHS
+        ],
+        matches=[match("float32", True), match("bfloat16", False)],
         ops=[
             OpCheck(
                 op=op,
@@ -243,6 +264,104 @@ def accuracy(name: str, ops: list[str], kl: float = 1.2e-5, passed: bool = True)
     )
 
 
+def match(dtype: str, passed: bool) -> LogitMatch:
+    """Logit matching of a data type: within tolerance, or with one divergence that is not."""
+    return LogitMatch(
+        comparison=f"{dtype} vs HF {dtype}",
+        sequences=4,
+        tokens=64,
+        top_k=[
+            TopKError(
+                k=k,
+                relative_error=1e-6 if passed else 0.02,
+                absolute_tolerance=1e-5,
+                relative_tolerance=tolerance,
+                sequence=2,
+                token=11,
+                passed=passed or tolerance > 0.02,
+            )
+            for k, tolerance in ((5, 0.01), (50, 0.02), (None, 0.05))
+        ],
+        divergences=0 if passed else 1,
+        first_divergence=None if passed else 9,
+        max_divergence_difference=0.0 if passed else 0.03,
+        divergence_tolerance=0.001,
+        restarts=0 if passed else 1,
+        max_abs_shift=1e-6 if passed else 0.01,
+        finite=True,
+        passed=passed,
+    )
+
+
+def error_map(name: str, ops: list[str]) -> ErrorMapRecord:
+    """Two layers of two sites each; `ops` are filled, the first of them moves most."""
+    dtypes = ["float32", "bfloat16"]
+    sites = [(0, "rmsnorm"), (0, "qk_norm"), (1, "rmsnorm"), (1, "qk_norm"), (None, "lm_head")]
+    scales = {"float32": 1e-6, "bfloat16": 4e-3}
+
+    def error(op: str, kernel: str, dtype: str, graph: Graph, share: float | None) -> OpError:
+        size = scales[dtype] * (1.0 if share is None else share)
+        return OpError(
+            op=op,
+            kernel=kernel,
+            dtype=dtype,
+            graph=graph,
+            tokens=48,
+            calls=9 if kernel else 0,
+            relative_l2_error=size,
+            kl_per_token_mean=size**2,
+            kl_per_token_median=size**2 / 2,
+            top1_agreement=1.0,
+            max_abs_error=size * 10,
+            share=share,
+        )
+
+    def point(dtype: str, graph: Graph, order: int, layer: int | None, op: str) -> CutPoint:
+        return CutPoint(
+            dtype=dtype,
+            graph=graph,
+            order=order,
+            layer=layer,
+            op=op,
+            filled_by=KERNELS.get(op) if op in ops else None,
+            bit_exact=not ops,
+            relative_error=scales[dtype] * (order + 1) if ops else 0.0,
+            relative_l2_error=scales[dtype] * (order + 1) / 3 if ops else 0.0,
+            local_relative_error=scales[dtype] if op in ops else None,
+        )
+
+    shares = [0.75, 0.25][: len(ops)] if len(ops) > 1 else [1.0] * len(ops)
+    return ErrorMapRecord(
+        model="tiny",
+        configuration=name,
+        device="simulator",
+        dtypes=dtypes,
+        sequences=2,
+        context_tokens=20,
+        decoded_tokens=4,
+        rounding_relative_l2_error={"context_encoding": 4e-3, "token_generation": 5e-3},
+        budget=[
+            row
+            for dtype in dtypes
+            for graph in GRAPHS
+            for row in (
+                *(
+                    error(op, KERNELS[op], dtype, graph, share)
+                    for op, share in zip(ops, shares, strict=False)
+                ),
+                *([error("all", "", dtype, graph, None)] if ops else []),
+            )
+        ],
+        cut_points=[
+            point(dtype, graph, order, layer, op)
+            for dtype in dtypes
+            for graph in GRAPHS
+            for order, (layer, op) in enumerate(sites)
+        ],
+        fingerprint="6" * 64,
+    )
+
+
 def write(results: Path, name: str, *, slower: float = 1.0, **accuracy_changes: Any) -> None:
     """Write the result files of a configuration that went through every stage but track."""
     ops = list(OPS_OF.get(name, ["rmsnorm"]))
@@ -251,6 +370,7 @@ def write(results: Path, name: str, *, slower: float = 1.0, **accuracy_changes: 
     trace(name, ops).write(files["trace"])
     generation(name, ops, slower).write(files["generate"])
     accuracy(name, ops, **accuracy_changes).write(files["accuracy"])
+    error_map(name, ops).write(files["error_map"])
     programs = files["compile"].parent / "programs"
     programs.mkdir()
     for op in ops:

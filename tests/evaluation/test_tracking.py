@@ -116,6 +116,7 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
         "results/trace/summary.json",
         "results/generate/generation.json",
         "results/accuracy/accuracy.json",
+        "results/error_map/error_map.json",
         "kernel_configuration/norms.yaml",
         "programs/rmsnorm.txt",
         "programs/qk_norm.txt",

@@ -39,6 +39,8 @@ def comparison(name: str, graph: Any, **changes: Any) -> LogitComparison:
         graph=graph,
         tokens=100,
         kl_per_token_mean=1e-5,
+        kl_per_token_median=1e-6,
+        kl_per_token_p90=1e-5,
         kl_per_token_max=1e-4,
         top1_agreement=0.98,
         max_abs_error=0.01,
