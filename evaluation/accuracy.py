@@ -23,8 +23,16 @@ import torch
 from evaluation.inputs import EvaluationError
 from evaluation.interface import KernelCheck, LanguageModel
 from evaluation.lm_eval_adapter import run_tasks
-from evaluation.logits import compare_logits
-from evaluation.records import AccuracyRecord, LogitComparison, OpCheck, TaskResult
+from evaluation.logit_matching import continuation, match_logits
+from evaluation.logits import compare_logits, compare_rounding
+from evaluation.records import (
+    AccuracyRecord,
+    LogitComparison,
+    LogitMatch,
+    OpCheck,
+    RoundingComparison,
+    TaskResult,
+)
 from evaluation.reference import (
     ReferenceDtype,
     ReferenceLogits,
@@ -97,8 +105,8 @@ def accuracy(
         configuration=name,
         device=config.device,
         logits=list(measured.logits),
-        rounding=[],
-        matches=[],
+        rounding=list(measured.rounding),
+        matches=list(measured.matches),
         ops=[check for checks in measured.ops.values() for check in checks],
         tasks=list(measured.tasks),
         gates=gates,
@@ -164,19 +172,24 @@ def read_inputs(
 def measure(config: Config, inputs: Inputs, tasks: Sequence[LoadedTask]) -> Measurements:
     """Run the models and compare."""
     logits: list[LogitComparison] = []
+    rounding: list[RoundingComparison] = []
+    matches: list[LogitMatch] = []
     ops: dict[str, list[OpCheck]] = {}
     calls: dict[str, Calls] = {}
     tolerances = config.accuracy.tolerances
     for dtype in model_dtypes(config.dtype):
         model = load_model(config, inputs, dtype, check_ops=True)
-        logits += compare_graphs(model, dtype, inputs.reference)
+        found, relative = compare_graphs(model, dtype, inputs.reference)
+        logits += found
+        rounding += relative
+        matches.append(match_continuations(model, dtype, inputs.reference, config))
         ops[dtype] = [op_check(check, tolerances) for check in model.op_checks()]
         calls[dtype] = _copy_calls(model.kernel_calls())
         del model
     model = load_model(config, inputs, config.dtype, check_ops=False)
     results, error = _run_tasks(config, model, tasks)
     calls[TASKS_RUN] = _copy_calls(model.kernel_calls())
-    return Measurements(config.dtype, logits, ops, calls, results, error)
+    return Measurements(config.dtype, logits, ops, calls, results, error, rounding, matches)
 
 
 def load_model(config: Config, inputs: Inputs, dtype: str, check_ops: bool) -> LanguageModel:
@@ -195,8 +208,8 @@ def decode_prefix(tokens: Sequence[Sequence[int]]) -> int:
 
 
 def compare_graphs(
-    model: LanguageModel, dtype: str, reference: ReferenceLogits
-) -> list[LogitComparison]:
+    model: LanguageModel, dtype: ReferenceDtype, reference: ReferenceLogits
+) -> tuple[list[LogitComparison], list[RoundingComparison]]:
     """Both graphs' logits against HF's: in fp32, and for bf16 also in bf16, where HF's own
     bf16 error is added as the yardstick.
     """
@@ -211,7 +224,8 @@ def compare_graphs(
         ("context_encoding", encoded, 0),
         ("token_generation", decoded, prefix),
     )
-    result = []
+    result: list[LogitComparison] = []
+    rounding: list[RoundingComparison] = []
     for graph, ours, first in runs:
         hf = {name: [rows[first:] for rows in x] for name, x in reference.logits.items()}
         against: list[ReferenceDtype] = ["float32"]
@@ -219,6 +233,7 @@ def compare_graphs(
             against = ["bfloat16", "float32"]
             own_name = comparison_name("HF bfloat16", "HF float32")
             result.append(compare_logits(own_name, graph, hf["bfloat16"], hf["float32"], first))
+            rounding.append(compare_rounding(graph, ours, hf["bfloat16"], hf["float32"]))
         for other in against:
             found = compare_logits(
                 comparison_name(dtype, f"HF {other}"), graph, ours, hf[other], first
@@ -229,7 +244,26 @@ def compare_graphs(
                 found.top1_agreement,
             )  # fmt: skip
             result.append(found)
-    return result
+    return result, rounding
+
+
+def match_continuations(
+    model: LanguageModel, dtype: ReferenceDtype, reference: ReferenceLogits, config: Config
+) -> LogitMatch:
+    """Logit matching with HF in the same data type."""
+    start = time.perf_counter()
+    settings = config.accuracy.logit_matching
+    tolerances = [x for x in settings.top_k if x.k is None or x.k <= model.vocab_size]
+    found = match_logits(
+        comparison_name(dtype, f"HF {dtype}"),
+        reference.prompts,
+        reference.continued[dtype],
+        continuation(model),
+        tolerances,
+        settings.divergence_tolerance,
+    )
+    log.info("logit matching in %s: %.1f s", dtype, time.perf_counter() - start)
+    return found
 
 
 def op_check(check: KernelCheck, tolerances: Tolerances) -> OpCheck:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from evaluation.records import LogitComparison
+from evaluation.records import LogitComparison, RoundingComparison
 from model.records import Graph
 
 
@@ -82,6 +82,68 @@ def compare_logits(
         first_diverging_token=min(diverging, default=None),
         finite=finite,
     )
+
+
+def compare_rounding(
+    graph: Graph,
+    ours: Sequence[torch.Tensor],
+    rounded: Sequence[torch.Tensor],
+    exact: Sequence[torch.Tensor],
+) -> RoundingComparison:
+    """Compare two bf16 runs by how far each is from the fp32 reference, token by token.
+
+    Args:
+        graph: The graph that made `ours`.
+        ours: The configuration's bf16 logits, per sequence `[tokens, vocab]`.
+        rounded: The reference's bf16 logits, the same shapes.
+        exact: The reference's fp32 logits, the same shapes.
+
+    Returns:
+        The comparison. If a row of `ours` is not finite or all equal, every figure is as bad
+        as can be.
+
+    Raises:
+        ValueError: see `compare_logits`.
+    """
+    _check_shapes("rounding", ours, exact)
+    _check_shapes("rounding", rounded, exact)
+    mine, theirs, truth = (
+        torch.cat([x.detach().double() for x in y]) for y in (ours, rounded, exact)
+    )
+    if not _alive(truth).all() or not _alive(theirs).all():
+        raise ValueError("rounding: the reference's logits are not finite or all equal somewhere")
+    if not _alive(mine).all():
+        return RoundingComparison(
+            graph=graph,
+            tokens=len(truth),
+            kl_median_ratio=math.inf,
+            kl_p90_ratio=math.inf,
+            error_median_ratio=math.inf,
+            further_share=1.0,
+            top1_agreement_difference=-1.0,
+        )
+    kl, own_kl = _kl_per_token(truth, mine), _kl_per_token(truth, theirs)
+    error, own_error = (mine - truth).norm(dim=-1), (theirs - truth).norm(dim=-1)
+    best = truth.argmax(-1)
+    agreement, own_agreement = (
+        float((rows.argmax(-1) == best).double().mean()) for rows in (mine, theirs)
+    )
+    return RoundingComparison(
+        graph=graph,
+        tokens=len(truth),
+        kl_median_ratio=_ratio(_quantile(kl, 0.5), _quantile(own_kl, 0.5)),
+        kl_p90_ratio=_ratio(_quantile(kl, 0.9), _quantile(own_kl, 0.9)),
+        error_median_ratio=_ratio(_quantile(error, 0.5), _quantile(own_error, 0.5)),
+        # Ties count half, so that a copy of the reference has 0.5.
+        further_share=float(((kl > own_kl).double() + (kl >= own_kl).double()).mean() / 2),
+        top1_agreement_difference=agreement - own_agreement,
+    )
+
+
+def _ratio(ours: float, reference: float) -> float:
+    if reference > 0:
+        return ours / reference
+    return 1.0 if ours <= 0 else math.inf
 
 
 def _alive(rows: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 Computed once per checkpoint and shared by all kernel configurations. The safetensors file
 holds, per text i, `tokens.i` (int64 `[len]`) and `bfloat16.i`, `float32.i` (the logits of the
-model in that data type, stored as fp32 `[len, vocab]`); its metadata says what made it.
+model in that data type, stored as fp32 `[len, vocab]`); for logit matching, per prompt i,
+`continued.bfloat16.i` and `continued.float32.i` (the logits of its greedy continuation, fp32
+`[new tokens, vocab]`; the prompt is the text's beginning). Its metadata says what made it.
 """
 
 # ruff: noqa: I001
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 ReferenceDtype = Literal["bfloat16", "float32"]
 DTYPES: tuple[ReferenceDtype, ...] = ("bfloat16", "float32")
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class ReferenceLogits:
     tokens: list[list[int]]
     logits: dict[ReferenceDtype, list[torch.Tensor]]
     """Data type -> per text fp32 `[len, vocab]`."""
+    prompts: list[list[int]]
+    """For logit matching: the beginnings of the first texts, of one length."""
+    continued: dict[ReferenceDtype, list[torch.Tensor]]
+    """Data type -> per prompt the logits of HF's greedy continuation, fp32 `[new, vocab]`."""
     checkpoint_fingerprint: str
     fingerprint: str
 
@@ -51,7 +57,8 @@ class ReferenceLogits:
 def reference(config: Config, checkpoint: Path, output: Path) -> None:
     """Write the reference logits of the first `config.accuracy.sequences` texts.
 
-    Texts longer than the largest context-encoding bucket are cut to it.
+    Texts longer than the largest context-encoding bucket are cut to it; beginnings of the first
+    of them are continued greedily (`config.accuracy.logit_matching`).
 
     Args:
         config: The evaluation.
@@ -63,11 +70,18 @@ def reference(config: Config, checkpoint: Path, output: Path) -> None:
     """
     record = CheckpointRecord.read(checkpoint)
     tokens = reference_tokens(config, record)
+    prompts, new_tokens = matched_prompts(config, tokens)
     tensors = {f"tokens.{i}": torch.tensor(ids) for i, ids in enumerate(tokens)}
+    directory = checkpoint_directory(record)
     for dtype in DTYPES:
         start = time.perf_counter()
-        for i, logits in enumerate(_hf_logits(checkpoint_directory(record), dtype, tokens)):
-            tensors[f"{dtype}.{i}"] = logits
+        model = load_hf(directory, dtype)
+        logits = [_hf_logits(model, ids) for ids in tokens]
+        continued = _hf_continuations(model, prompts, new_tokens)
+        tensors |= {f"{dtype}.{i}": rows for i, rows in enumerate(logits)}
+        tensors |= {f"continued.{dtype}.{i}": rows for i, rows in enumerate(continued)}
+        if not all(torch.isfinite(rows).all() for rows in logits + continued):
+            raise EvaluationError(f"{directory}: HF's {dtype} logits are not finite")
         log.info(
             "reference: HF %s on %d texts (%d tokens) in %.1f s",
             dtype, len(tokens), sum(map(len, tokens)), time.perf_counter() - start,
@@ -76,9 +90,12 @@ def reference(config: Config, checkpoint: Path, output: Path) -> None:
         "schema_version": SCHEMA_VERSION,
         "model": record.model,
         "sequences": str(len(tokens)),
+        "prompts": str(len(prompts)),
+        "prompt_tokens": str(len(prompts[0])),
         "checkpoint_fingerprint": record.fingerprint,
         "fingerprint": fingerprint(
-            "reference", SCHEMA_VERSION, record.fingerprint, tokens, list(DTYPES), "eager",
+            "reference", SCHEMA_VERSION, record.fingerprint, tokens, prompts, new_tokens,
+            list(DTYPES), "eager",
             transformers.__version__, torch.__version__,
         ),
     }  # fmt: skip
@@ -107,6 +124,23 @@ def reference_tokens(config: Config, checkpoint: CheckpointRecord) -> list[list[
     return tokens
 
 
+def matched_prompts(config: Config, tokens: list[list[int]]) -> tuple[list[list[int]], int]:
+    """The prompts of logit matching, of one length, and how many tokens continue each.
+
+    Raises:
+        EvaluationError: the largest bucket holds no prompt and a new token.
+    """
+    settings, largest = config.accuracy.logit_matching, config.buckets.context_encoding[-1]
+    length = min(settings.prompt_tokens, *map(len, tokens), largest - 1)
+    if length < 1:
+        raise EvaluationError(
+            f"buckets.context_encoding: the largest holds {largest} tokens; logit matching needs "
+            "room for a prompt and its continuation"
+        )
+    prompts = [ids[:length] for ids in tokens[: settings.sequences]]
+    return prompts, min(settings.new_tokens, largest - length)
+
+
 def read_reference(path: Path) -> ReferenceLogits:
     """Read and validate a reference file.
 
@@ -122,24 +156,44 @@ def read_reference(path: Path) -> ReferenceLogits:
         raise EvaluationError(f"{path}: no such file of reference logits") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise EvaluationError(f"{path}: not a readable safetensors file: {error}. {mend}") from None
-    wanted = {"schema_version", "sequences", "checkpoint_fingerprint", "fingerprint"}
-    if not wanted <= metadata.keys() or metadata["schema_version"] != SCHEMA_VERSION:
+    if metadata.get("schema_version") != SCHEMA_VERSION:
         raise EvaluationError(f"{path}: not a reference of schema {SCHEMA_VERSION}. {mend}")
     try:
-        count = int(metadata["sequences"])
-        tokens = [[int(x) for x in tensors[f"tokens.{i}"]] for i in range(count)]
-        logits = {dtype: [tensors[f"{dtype}.{i}"] for i in range(count)] for dtype in DTYPES}
+        found = _parse(metadata, tensors)
     except (KeyError, ValueError) as error:
         raise EvaluationError(f"{path}: incomplete: {error}. {mend}") from None
-    vocab = {x.shape[-1] for rows in logits.values() for x in rows}
-    if not tokens or len(vocab) != 1:
-        raise EvaluationError(f"{path}: no texts, or vocabularies of different sizes. {mend}")
-    for rows in logits.values():
-        for ids, row in zip(tokens, rows, strict=True):
-            if row.shape != (len(ids), *vocab) or not torch.isfinite(row).all():
-                raise EvaluationError(f"{path}: logits do not fit the tokens, or are NaN. {mend}")
+    if not _consistent(found):
+        raise EvaluationError(f"{path}: logits do not fit the tokens, or are NaN. {mend}")
+    return found
+
+
+def _parse(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> ReferenceLogits:
+    texts, prompts = range(int(metadata["sequences"])), range(int(metadata["prompts"]))
+    length = int(metadata["prompt_tokens"])
+    tokens = [[int(x) for x in tensors[f"tokens.{i}"]] for i in texts]
     return ReferenceLogits(
-        tokens, logits, metadata["checkpoint_fingerprint"], metadata["fingerprint"]
+        tokens=tokens,
+        logits={dtype: [tensors[f"{dtype}.{i}"] for i in texts] for dtype in DTYPES},
+        prompts=[tokens[i][:length] for i in prompts],
+        continued={d: [tensors[f"continued.{d}.{i}"] for i in prompts] for d in DTYPES},
+        checkpoint_fingerprint=metadata["checkpoint_fingerprint"],
+        fingerprint=metadata["fingerprint"],
+    )
+
+
+def _consistent(found: ReferenceLogits) -> bool:
+    """Logits for every token, of one vocabulary, finite; continuations of one length."""
+    logits = [rows for each in found.logits.values() for rows in each]
+    continued = [rows for each in found.continued.values() for rows in each]
+    if not found.tokens or not found.prompts or not all(found.prompts):
+        return False
+    wanted = [(len(ids), *logits[0].shape[-1:]) for _ in DTYPES for ids in found.tokens]
+    return (
+        [tuple(rows.shape) for rows in logits] == wanted
+        and {tuple(rows.shape) for rows in continued}
+        == {(len(continued[0]), *logits[0].shape[-1:])}
+        and len(continued[0]) > 0
+        and all(bool(torch.isfinite(rows).all()) for rows in logits + continued)
     )
 
 
@@ -168,19 +222,22 @@ def load_hf(directory: Path, dtype: ReferenceDtype) -> Any:
 
 
 @torch.inference_mode()
-def _hf_logits(
-    directory: Path, dtype: ReferenceDtype, tokens: list[list[int]]
-) -> list[torch.Tensor]:
-    model = load_hf(directory, dtype)
-    result = []
-    for number, ids in enumerate(tokens, start=1):
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0].float().contiguous()
-        if not torch.isfinite(logits).all():
-            raise EvaluationError(
-                f"{directory}: HF's {dtype} logits of text {number} are not finite"
-            )
-        result.append(logits)
-    return result
+def _hf_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    """fp32 `[len, vocab]`."""
+    logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits.float().contiguous()  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def _hf_continuations(model: Any, prompts: list[list[int]], new_tokens: int) -> list[torch.Tensor]:
+    """Logits of greedy continuations, per prompt fp32 `[new_tokens, vocab]`; no token ends one."""
+    steps = []
+    tokens, cache = torch.tensor(prompts), None
+    for _ in range(new_tokens):
+        result = model(tokens, past_key_values=cache, use_cache=True)
+        steps.append(result.logits[:, -1].float())
+        tokens, cache = steps[-1].argmax(-1, keepdim=True), result.past_key_values
+    return list(torch.stack(steps, dim=1).contiguous().unbind(0))
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -9,11 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from evaluation.records import Gate, LogitComparison, OpCheck, TaskResult, Verdict
+from evaluation.records import (
+    Gate,
+    LogitComparison,
+    LogitMatch,
+    OpCheck,
+    RoundingComparison,
+    TaskResult,
+    Verdict,
+)
 from model.configuration import KernelConfiguration, Tolerances
 from model.ops import kernel_name
 from model.records import Graph
+
+Dtype = Literal["bfloat16", "float32"]
 
 GRAPHS: tuple[Graph, ...] = ("context_encoding", "token_generation")
 
@@ -25,8 +36,8 @@ TASKS_RUN = "tasks"
 class Measurements:
     """What the accuracy stage found; a missing entry is a failed gate."""
 
-    dtype: str
-    """The evaluated data type: `bfloat16` or `float32`."""
+    dtype: Dtype
+    """The evaluated data type."""
     logits: Sequence[LogitComparison]
     """Named by `comparison_name`."""
     ops: Mapping[str, Sequence[OpCheck]]
@@ -36,6 +47,8 @@ class Measurements:
     tasks: Sequence[TaskResult]
     tasks_error: str | None = None
     """Why the tasks could not be finished."""
+    rounding: Sequence[RoundingComparison] = ()
+    matches: Sequence[LogitMatch] = ()
 
     def find(self, name: str, graph: Graph) -> LogitComparison | None:
         """The one comparison of that name and graph, None if there is none or several."""
@@ -82,6 +95,7 @@ def check_gates(
         gates += _float32_gates(measured, graph, tolerances)
         if measured.dtype == "bfloat16":
             gates += _bfloat16_gates(measured, graph, tolerances)
+    gates.append(_match_gate(measured))
     gates += _kernel_gates(measured, kernels)
     gates += _op_gates(measured, kernels, tolerances)
     gates += _task_gates(measured, expected_tasks)
@@ -100,7 +114,7 @@ def op_tolerance(dtype: str, tolerances: Tolerances) -> float:
     return limits[dtype]
 
 
-def model_dtypes(dtype: str) -> list[str]:
+def model_dtypes(dtype: Dtype) -> list[Dtype]:
     """The data types a configuration is checked in: float32, and the one it is run in."""
     return ["float32"] if dtype == "float32" else ["float32", dtype]
 
@@ -143,28 +157,58 @@ def _float32_gates(measured: Measurements, graph: Graph, tolerances: Tolerances)
     ]
 
 
+def _match_gate(measured: Measurements) -> Gate:
+    """Logit matching in fp32. In bf16 it is only reported: one token whose best experts flip has
+    an error of 8 % with right kernels (measured on the tiny model), and neighbouring bf16 logits
+    between 4 and 8 are 0.03 apart, 30 divergence tolerances.
+    """
+    name = comparison_name("float32", "HF float32")
+    found = [match for match in measured.matches if match.comparison == name and match.tokens > 0]
+    match = found[0] if len(found) == 1 else None
+    value = None
+    if match:
+        errors = ", ".join(f"k={x.k or 'all'} {x.relative_error:.3g}" for x in match.top_k)
+        value = f"{errors}; {match.divergences} divergences"
+    return Gate(
+        name=f"logit matching: {name}",
+        value=value,
+        limit="within the tolerance map",
+        passed=bool(match and match.passed and match.finite and match.top_k),
+    )
+
+
 def _bfloat16_gates(measured: Measurements, graph: Graph, tolerances: Tolerances) -> list[Gate]:
-    equal_name = comparison_name("bfloat16", "HF bfloat16")
-    exact_name = comparison_name("bfloat16", "HF float32")
-    equal, exact = measured.find(equal_name, graph), measured.find(exact_name, graph)
-    own = measured.find(comparison_name("HF bfloat16", "HF float32"), graph)
-    own_error = own.relative_l2_error if own else math.nan
+    name = comparison_name("bfloat16", "HF bfloat16")
+    found = measured.find(name, graph)
+    rounding = [x for x in measured.rounding if x.graph == graph and x.tokens > 0]
+    relative = rounding[0] if len(rounding) == 1 else None
+    further = f"{graph}: bfloat16 against HF bfloat16, both from HF float32"
     return [
-        _alive(f"{graph}: bfloat16 logits", equal),
+        _alive(f"{graph}: bfloat16 logits", found),
         at_most(
-            f"{graph}: {equal_name}: KL per token",
-            equal.kl_per_token_mean if equal else None,
+            f"{further}: median error, ratio",
+            relative.error_median_ratio if relative else None,
+            tolerances.bfloat16_error_ratio,
+        ),
+        at_most(
+            f"{further}: share of tokens further away",
+            relative.further_share if relative else None,
+            tolerances.bfloat16_further_share,
+        ),
+        at_most(
+            f"{further}: 90th percentile of KL, ratio",
+            relative.kl_p90_ratio if relative else None,
+            tolerances.bfloat16_kl_p90_ratio,
+        ),
+        at_most(
+            f"{graph}: {name}: KL per token",
+            found.kl_per_token_mean if found else None,
             tolerances.bfloat16_kl_per_token,
         ),
         at_least(
-            f"{graph}: {equal_name}: top-1 agreement",
-            equal.top1_agreement if equal else None,
+            f"{graph}: {name}: top-1 agreement",
+            found.top1_agreement if found else None,
             tolerances.bfloat16_top1_agreement,
-        ),
-        at_most(
-            f"{graph}: {exact_name}: relative L2 error, against HF bfloat16's own",
-            exact.relative_l2_error if exact else None,
-            tolerances.bfloat16_error_ratio * own_error,
         ),
     ]
 

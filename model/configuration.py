@@ -86,17 +86,64 @@ class Tolerances(Section):
 
     float32_relative_l2: Positive = 1e-4
     """fp32 logits against HF's fp32 logits."""
-    bfloat16_kl_per_token: Positive = 3e-4
-    """Mean KL divergence of the bf16 logits from HF's bf16 logits, nats per token. Right kernels
-    are at most 8e-5 away on the tiny model (measured on a CPU)."""
+    bfloat16_error_ratio: Positive = 1.3
+    """bf16 logits' error against HF's fp32 logits over HF's own bf16 error, the median token's.
+    Right kernels have up to 0.95 on the tiny model, one op 5 % off 1.5 and more (measured)."""
+    bfloat16_further_share: Annotated[float, Field(gt=0, le=1)] = 0.65
+    """Share of tokens that are further from HF's fp32 than HF's bf16 is. Right kernels have up to
+    0.47, one op 5 % off 0.80 and more, 2 % off 0.59 and more (measured)."""
+    bfloat16_kl_p90_ratio: Positive = 2.0
+    """KL divergence from HF's fp32 over HF's bf16's, 90th percentile: for errors at some tokens
+    only. Right kernels have up to 0.97, one op 5 % off 2.1 and more (measured)."""
+    bfloat16_kl_per_token: Positive = 2e-3
+    """Mean KL divergence of the bf16 logits from HF's bf16 logits, nats per token: for gross
+    errors at few tokens. No closer, since one token whose best experts flip moves the mean of a
+    thousand by 1e-3; right kernels have up to 8e-5 (measured)."""
     bfloat16_top1_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of positions whose most likely token is HF's, in bf16."""
-    bfloat16_error_ratio: Positive = 2.0
-    """bf16 logits' error against HF's fp32 logits, over HF's own bf16 error."""
     float32_op: Positive = 1e-5
     """A kernel against its reference in fp32, relative to the reference's largest value."""
     bfloat16_op: Positive = 1e-2
     """The same in bf16, where one rounding step is 2**-8 = 3.9e-3."""
+
+
+class TopKTolerance(Section):
+    """Logit matching: what the reference's k most likely tokens may differ by."""
+
+    k: PositiveInt | None = None
+    """null: the whole vocabulary."""
+    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
+    """In logits."""
+    relative: Positive
+    """Of the largest of the reference's k logits."""
+
+
+class LogitMatching(Section):
+    """Logit matching (evaluation/logit_matching.py); tolerances as NxD Inference's defaults."""
+
+    sequences: PositiveInt = 8
+    """How many of accuracy.texts give a prompt; at most accuracy.sequences."""
+    prompt_tokens: PositiveInt = 12
+    """A prompt's tokens, at most: the shortest text's are the limit too."""
+    new_tokens: PositiveInt = 16
+    """Tokens to continue each prompt by, at most: the largest context_encoding bucket holds
+    prompt and continuation, since a restart encodes both."""
+    top_k: Annotated[list[TopKTolerance], Field(min_length=1)] = [
+        TopKTolerance(k=5, relative=0.01),
+        TopKTolerance(k=50, relative=0.02),
+        TopKTolerance(k=1000, relative=0.03),
+        TopKTolerance(k=None, relative=0.05),
+    ]
+    """The tolerance map; a k above the vocabulary is left out."""
+    divergence_tolerance: Positive = 1e-3
+    """In logits, where the most likely token differs."""
+
+    @model_validator(mode="after")
+    def _each_k_once(self) -> LogitMatching:
+        ks = [tolerance.k for tolerance in self.top_k]
+        if len(set(ks)) != len(ks):
+            raise ValueError("top_k names a k twice")
+        return self
 
 
 class Accuracy(Section):
@@ -111,6 +158,7 @@ class Accuracy(Section):
     documents: PositiveInt = 50
     """How many documents of each task."""
     batch_size: PositiveInt = 16
+    logit_matching: LogitMatching = LogitMatching()
     tolerances: Tolerances = Tolerances()
 
 
