@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
-from kernels import KERNELS, LIBRARY  # noqa: E402
+from kernels import KERNELS  # noqa: E402
 from simulator import dtypes  # noqa: E402
 from simulator.specialise import TensorSpec  # noqa: E402
 from simulator.targets import TARGETS  # noqa: E402
@@ -314,9 +314,8 @@ CASES: tuple[Case, ...] = (
 
 
 def load(name: str) -> Any:
-    """A kernel by its name in kernels.KERNELS or kernels.LIBRARY."""
-    module = (KERNELS[name] if name in KERNELS else LIBRARY[name]).module
-    return getattr(import_module(module), name)
+    """A kernel by its name in kernels.KERNELS."""
+    return getattr(import_module(KERNELS[name].module), name)
 
 
 def row(case: Case, target: str) -> dict[str, Any]:

@@ -1,26 +1,32 @@
 """The PyTorch references of RoPE, the projections, the head and attention.
 
 They round where the model rounds, and take float64 as well, which gives the exact result.
+Keyword-only arguments are parts, e.g. `softmax`: ops of their own, which a kernel may fill.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from kernels.reference import rmsnorm, softmax
 
-def norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """RMS normalisation over the last dimension, in fp32 or more."""
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * values.to(x.dtype)
+Rows = Callable[..., torch.Tensor]
+"""A part: an op that gives one tensor."""
 
 
 def add_rmsnorm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float = 1e-6,
+    *,
+    rmsnorm: Rows = rmsnorm,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(norm of x + residual, x + residual)."""
     total = x + residual
-    return norm(total, weight, eps), total
+    return rmsnorm(total, weight, eps), total
 
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +67,7 @@ def qkv_projection(
     eps: float = 1e-6,
 ) -> tuple[torch.Tensor, ...]:
     """(q, k, v): columns of norm(x) @ weight; weight [hidden, q width + 2 * kv_width]."""
-    normed = x if norm_weight is None else norm(x, norm_weight, eps)
+    normed = x if norm_weight is None else rmsnorm(x, norm_weight, eps)
     product = normed @ scaled(weight, scale, x.dtype)
     widths = [weight.shape[1] - 2 * kv_width, kv_width, kv_width]
     return product.split(widths, dim=-1)  # type: ignore[no-any-return, no-untyped-call]
@@ -86,7 +92,7 @@ def lm_head(
     eps: float = 1e-6,
 ) -> torch.Tensor:
     """Logits: norm(x) @ weight."""
-    normed = x if norm_weight is None else norm(x, norm_weight, eps)
+    normed = x if norm_weight is None else rmsnorm(x, norm_weight, eps)
     return normed @ scaled(weight, scale, x.dtype)
 
 
@@ -96,7 +102,12 @@ def scaled(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype)
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = True
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    causal: bool = True,
+    *,
+    softmax: Rows = softmax,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v, each key head serving heads / key heads queries.
 
@@ -105,20 +116,33 @@ def attention(
         k: [batch, tokens, key heads, head_dim].
         v: [batch, tokens, key heads, head_dim].
         causal: token t sees tokens 0 to t.
+        softmax: a part.
     """
-    groups = q.shape[2] // k.shape[2]
-    queries = q.transpose(1, 2)
-    keys = k.transpose(1, 2).repeat_interleave(groups, dim=1)
-    values = v.transpose(1, 2).repeat_interleave(groups, dim=1)
-    scores = queries @ keys.transpose(2, 3) * q.shape[-1] ** -0.5
-    if causal:
-        tokens = q.shape[1]
-        future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    precision = torch.promote_types(q.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=precision).to(q.dtype)
-    mixed: torch.Tensor = (weights @ values).transpose(1, 2)
-    return mixed
+    tokens = q.shape[1]
+    later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1) if causal else None
+    return _attend(q, k.transpose(1, 2), v.transpose(1, 2), later, softmax)
+
+
+def chunk_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    softmax: Rows = softmax,
+) -> torch.Tensor:
+    """Causal attention of some tokens of each sequence to a cache that holds them already.
+
+    Args:
+        q: [batch, tokens, heads, head_dim].
+        k_cache: [batch, key heads, positions, head_dim].
+        v_cache: as k_cache.
+        start: [batch, 1], the position of each sequence's first token.
+        softmax: a part.
+    """
+    own = start.long() + torch.arange(q.shape[1])
+    later = torch.arange(k_cache.shape[2]) > own[:, :, None]
+    return _attend(q, k_cache, v_cache, later[:, None, None], softmax)
 
 
 def decode_attention(
@@ -128,6 +152,24 @@ def decode_attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     lengths: torch.Tensor,
+    *,
+    softmax: Rows = softmax,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `decode_attention_in_place`, on copies of the caches."""
+    return decode_attention_in_place(
+        q, k, v, k_cache.clone(), v_cache.clone(), lengths, softmax=softmax
+    )
+
+
+def decode_attention_in_place(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    softmax: Rows = softmax,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One new token of each sequence: (attention's result, both caches with the token in them).
 
@@ -135,20 +177,37 @@ def decode_attention(
         q: [batch, heads, head_dim].
         k: [batch, key heads, head_dim], the new token's.
         v: [batch, key heads, head_dim].
-        k_cache: [batch, key heads, positions, head_dim].
+        k_cache: [batch, key heads, positions, head_dim]; written at each sequence's length.
         v_cache: as k_cache.
         lengths: [batch, 1], how many positions of the caches are filled.
+        softmax: a part.
     """
-    batch, heads, width = q.shape
-    groups = heads // k.shape[1]
-    keys, values = k_cache.clone(), v_cache.clone()
-    rows = torch.arange(batch)
-    keys[rows, :, lengths[:, 0].long()] = k
-    values[rows, :, lengths[:, 0].long()] = v
-    queries = q.reshape(batch, k.shape[1], groups, width)
-    scores = queries @ keys.transpose(2, 3) * width**-0.5
-    later = torch.arange(keys.shape[2])[None] > lengths
-    scores = scores.masked_fill(later[:, None, None], float("-inf"))
+    rows = torch.arange(q.shape[0])
+    k_cache[rows, :, lengths[:, 0].long()] = k
+    v_cache[rows, :, lengths[:, 0].long()] = v
+    later = torch.arange(k_cache.shape[2]) > lengths
+    out = _attend(q[:, None], k_cache, v_cache, later[:, None, None, None], softmax)
+    return out[:, 0], k_cache, v_cache
+
+
+def _attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    hidden: torch.Tensor | None,
+    softmax: Rows,
+) -> torch.Tensor:
+    """Attention of q [batch, tokens, heads, head_dim] to keys [batch, key heads, n, head_dim].
+
+    Keys are hidden where `hidden`, which spreads to [batch, key heads, group, tokens, n], is true.
+    """
+    batch, tokens, heads, width = q.shape
+    groups = keys.shape[1]
+    queries = q.transpose(1, 2).reshape(batch, groups, heads // groups, tokens, width)
+    scores = queries @ keys[:, :, None].transpose(3, 4) * width**-0.5
+    if hidden is not None:  # a number, as -inf is no value that every kernel takes
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     precision = torch.promote_types(q.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=precision).to(q.dtype)
-    return (weights @ values).reshape(q.shape), keys, values
+    weights = softmax(scores.to(precision)).to(q.dtype)
+    mixed = weights @ values[:, :, None]
+    return mixed.reshape(batch, heads, tokens, width).transpose(1, 2)

@@ -1,11 +1,56 @@
-"""The PyTorch references of the mixture-of-experts kernels, with the model's rounding."""
+"""The PyTorch references of the mixture-of-experts kernels, with the model's rounding.
+
+Keyword-only arguments are parts, e.g. `silu`: ops of their own, which a kernel may fill.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch.nn import functional
+from collections.abc import Callable
+from typing import Any
 
-from kernels.reference import rmsnorm
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels.reference import rmsnorm, silu, softmax
+
+Rows = Callable[..., torch.Tensor]
+"""A part: an op that gives one tensor."""
+
+
+@torch.library.custom_op("nki_assay::expert_linear", mutates_args=())
+def expert_linear(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """Each row times its expert's matrix.
+
+    One op in a graph, as which expert has how many rows depends on the data.
+
+    Args:
+        x: [rows, n].
+        weight: [experts, n, m].
+        experts: [rows], expert numbers.
+
+    Returns:
+        [rows, m].
+    """
+    order = experts.argsort(stable=True)
+    counts = experts.long().bincount(minlength=weight.shape[0]).tolist()
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            rows = order[start : start + count]
+            out[rows] = x[rows] @ weight[expert]
+            start += count
+    return out
+
+
+@expert_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+@register_flop_formula(torch.ops.nki_assay.expert_linear)
+def _(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * weight[1] * weight[2]
 
 
 def router(
@@ -13,6 +58,8 @@ def router(
     router_weight: torch.Tensor | None = None,
     top_k: int = 8,
     normalise: bool = True,
+    *,
+    softmax: Rows = softmax,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [tokens, top_k] fp32 and experts [tokens, top_k] int32, best first.
 
@@ -21,10 +68,11 @@ def router(
         router_weight: [hidden, experts] or None.
         top_k: experts per token.
         normalise: scale the weights of a token to a sum of 1.
+        softmax: a part.
     """
     logits = x if router_weight is None else x @ router_weight
     precision = torch.promote_types(logits.dtype, torch.float32)
-    weights, experts = logits.to(precision).softmax(-1).topk(top_k, dim=-1)
+    weights, experts = softmax(logits.to(precision)).topk(top_k, dim=-1)
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights, experts.to(torch.int32)
@@ -34,7 +82,7 @@ def expert_mlp(
     x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
     """(silu(x gate) * (x up)) down; gate and up [hidden, inner], down [inner, hidden]."""
-    return (functional.silu(x @ gate) * (x @ up)) @ down
+    return (silu(x @ gate) * (x @ up)) @ down
 
 
 def aggregate(expert_outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -51,6 +99,10 @@ def experts(
     chosen: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
+    *,
+    silu: Rows = silu,
+    expert_mlp: Rows | None = None,
+    expert_aggregate: Rows = aggregate,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts.
 
@@ -60,14 +112,49 @@ def experts(
         chosen: [tokens, top_k], expert numbers.
         gate_up: [experts, hidden, 2 * inner].
         down: [experts, inner, hidden].
+        silu: a part, of experts that no `expert_mlp` computes.
+        expert_mlp: a part; None for rows that are grouped by expert.
+        expert_aggregate: a part.
     """
+    if expert_mlp is not None:
+        return expert_aggregate(_one_by_one(x, chosen, gate_up, down, expert_mlp), weights)
+    numbers = chosen.flatten()
+    rows = x.repeat_interleave(chosen.shape[1], dim=0)
+    gate, up = expert_linear(rows, gate_up, numbers).chunk(2, dim=1)
+    outputs = expert_linear(silu(gate) * up, down, numbers)
+    return expert_aggregate(outputs.view(*chosen.shape, x.shape[1]), weights)
+
+
+def _one_by_one(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    expert_mlp: Rows,
+) -> torch.Tensor:
+    """Outputs [tokens, top_k, hidden], by as few calls of static shapes as there can be.
+
+    Either each token is sent to each of its experts, or all tokens to every expert.
+    """
+    tokens, top_k = chosen.shape
     inner = down.shape[1]
-    outputs = x.new_zeros((*chosen.shape, x.shape[1]))
-    for expert in sorted(set(chosen.flatten().tolist())):
-        token, j = (chosen == expert).nonzero(as_tuple=True)
-        gate, up = gate_up[expert][:, :inner], gate_up[expert][:, inner:]
-        outputs[token, j] = expert_mlp(x[token], gate, up, down[expert])
-    return aggregate(outputs, weights)
+    if tokens * top_k <= down.shape[0]:
+        rows = []
+        for token in range(tokens):
+            for j in range(top_k):
+                number = chosen[token, j : j + 1]  # one expert, known when it runs
+                both = gate_up.index_select(0, number)[0]
+                gate, up = both[:, :inner].contiguous(), both[:, inner:].contiguous()
+                rows.append(
+                    expert_mlp(x[token : token + 1], gate, up, down.index_select(0, number)[0])
+                )
+        return torch.cat(rows).view(tokens, top_k, -1)
+    outputs = x.new_zeros(tokens, top_k, x.shape[1])
+    for expert in range(down.shape[0]):
+        gate, up = gate_up[expert, :, :inner].contiguous(), gate_up[expert, :, inner:].contiguous()
+        mine = (chosen == expert)[..., None]
+        outputs = torch.where(mine, expert_mlp(x, gate, up, down[expert])[:, None], outputs)
+    return outputs
 
 
 def moe_layer(
@@ -79,13 +166,9 @@ def moe_layer(
     eps: float = 1e-6,
     top_k: int = 8,
     normalise: bool = True,
+    **parts: Any,
 ) -> torch.Tensor:
-    """Norm, router, chosen experts and their sum."""
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = (
-        rmsnorm(x, norm_weight, eps)
-        if x.dtype != torch.float64
-        else values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps) * norm_weight
-    )
+    """Norm, router, chosen experts and their sum; `parts` are those of `experts`."""
+    normed = rmsnorm(x, norm_weight, eps)
     weights, chosen = router(normed, router_weight, top_k, normalise)
-    return experts(normed, weights, chosen, gate_up, down)
+    return experts(normed, weights, chosen, gate_up, down, **parts)

@@ -1,4 +1,7 @@
-"""The PyTorch reference of every op, with the rounding of `transformers`' Qwen3-MoE."""
+"""The PyTorch references of the norms, softmax and SiLU, with `transformers`' rounding.
+
+float64 is taken as well, and gives the exact result.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch.nn import functional
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMS normalisation over the last dimension; x [..., hidden], weight [hidden]."""
-    values = x.to(torch.float32)
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
     values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
     return weight * values.to(x.dtype)
 
@@ -21,8 +24,9 @@ def qk_norm(
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, computed in fp32, of x's dtype."""
-    return functional.softmax(x, dim=-1, dtype=torch.float32).to(x.dtype)
+    """Softmax over the last dimension, computed in fp32 or more, of x's dtype."""
+    precision = torch.promote_types(x.dtype, torch.float32)
+    return functional.softmax(x, dim=-1, dtype=precision).to(x.dtype)
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,8 @@ def _specialise(
     architecture = read_config(directory)
     check_buckets(config, architecture)
     ops = build_ops(configuration)
-    weights = read_weights(directory, architecture, getattr(torch, config.dtype))
+    length = config.buckets.max_length
+    weights = read_weights(directory, architecture, getattr(torch, config.dtype), length)
     model = Qwen3Moe(architecture, weights, ops)
     entries: list[ProgramEntry] = []
     texts: dict[str, str] = {}
@@ -167,15 +168,16 @@ def graph_runs(
 
         def encode(size: int = size) -> None:
             tokens = torch.zeros(batch, size, dtype=torch.int64)
-            hidden = model.context_encoding(tokens, torch.full((batch,), size), cache())
-            model.logits(hidden[:, -1])
+            model.context_encoding(
+                tokens, torch.full((batch, 1), size, dtype=torch.int32), cache(), batch > 1
+            )
 
         yield "context_encoding", f"{batch}x{size}", encode
 
     def decode() -> None:
         tokens = torch.zeros(batch, 1, dtype=torch.int64)
-        hidden = model.token_generation(tokens, torch.full((batch,), length - 1), cache())
-        model.logits(hidden[:, -1])
+        lengths = torch.full((batch, 1), length - 1, dtype=torch.int32)
+        model.token_generation(tokens, lengths, cache())
 
     yield "token_generation", f"{batch}x1", decode
 

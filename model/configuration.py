@@ -40,6 +40,9 @@ class ModelSource(Section):
     `hf://OWNER/NAME@REVISION` with a full commit hash."""
     manifest: str | None = None
     """A manifest.json with the sha256 of every file. Needed for a directory."""
+    architecture: str | None = None
+    """A folder with the model's config.json, for what needs no weights (trace) where the
+    checkpoint is not at hand."""
 
 
 class Buckets(Section):
@@ -238,9 +241,10 @@ class KernelConfiguration(Section):
                     f"ops: {', '.join(kernels.OPS)}"
                 )
             known = kernels.KERNELS.get(filled.kernel)
-            if known is not None and known.op != op:
+            if known is not None and op not in known.ops:
                 raise ValueError(
-                    f"op {op!r} cannot be filled by {filled.kernel!r}, which is for op {known.op!r}"
+                    f"op {op!r} cannot be filled by {filled.kernel!r}, which is for op "
+                    f"{' or '.join(map(repr, known.ops))}"
                 )
         return ops
 

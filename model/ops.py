@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -12,15 +13,56 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import simulator.finder  # noqa: F401  (`import nki` works from here on)
-from kernels import KERNELS, OPS
-from kernels.contracts import CONTRACTS, OpContract
+from kernels import KERNELS, OPS, layer_reference
+from kernels.comparison import relative_error
+from kernels.contracts import CONTRACTS, NOT_CONFIGURABLE, OpContract
 from model.configuration import ConfigurationError, KernelConfiguration, OpKernel
 from model.fingerprint import file_sha256
 from model.records import Graph, KernelEntry
 
+__all__ = ["KernelOp", "OpCheck", "Ops", "build_ops", "relative_error"]
+
 GRAPHS: tuple[Graph, ...] = ("context_encoding", "token_generation")
+
+
+def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of weight [V, H]."""
+    return weight[tokens]
+
+
+def cache_write(cache: Tensor, new: Tensor, start: Tensor | None) -> None:
+    """Put new [B, S, K, D] into cache [B, K, L, D], from position 0 or start [B, 1] on."""
+    batch, count = new.shape[:2]
+    if start is None:
+        cache[:, :, :count] = new.transpose(1, 2)
+    else:
+        positions = start.long() + torch.arange(count)
+        cache[torch.arange(batch)[:, None], :, positions] = new
+
+
+def all_reduce(x: Tensor, ranks: int) -> Tensor:
+    """The sum over ranks, for one rank that has no peers: x."""
+    del ranks
+    return x
+
+
+def all_gather(x: Tensor, ranks: int) -> Tensor:
+    """The ranks' columns side by side, for one rank that has no peers: its own, repeated."""
+    return torch.cat([x] * ranks, dim=-1)
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "embedding": embedding,
+    "add": torch.add,
+    "cache_write": cache_write,
+    "all_reduce": all_reduce,
+    "all_gather": all_gather,
+}
+"""What the model calls and no kernel fills. Beside these there are `attention_chunk`, and
+`experts`, the reference of `experts_prefill` also where token generation has no kernel."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +88,20 @@ class Worst:
 class KernelOp:
     """An op filled by a kernel: calls it through the op's contract, and counts."""
 
-    def __init__(self, op: str, name: str, kernel: Callable[..., Any], parameters: dict[str, Any]):
-        """`parameters` are the configuration's keyword arguments for the kernel."""
+    def __init__(
+        self, op: str, source: str, kernel: Callable[..., Any], parameters: dict[str, Any]
+    ):
+        """An op's kernel.
+
+        Args:
+            op: the op.
+            source: the kernel as the configuration names it.
+            kernel: what is called.
+            parameters: the configuration's keyword arguments for it.
+        """
         self.op = op
-        self.name = name
+        self.source = source
+        self.name = kernel_name(source)
         self.kernel = kernel
         self.parameters = parameters
         self.contract: OpContract = CONTRACTS[op]
@@ -60,47 +112,106 @@ class KernelOp:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the kernel on the op's arguments; with `check`, the reference beside it."""
+        before = self._exact(arguments) if self.check else None
         result = self.contract.call(self.kernel, *arguments, **self.parameters)
         self.calls[self.graph] += 1
-        if self.check:
-            self._compare(result, self.contract.reference(*arguments), arguments[0].dtype)
+        if before is not None:
+            self._compare(result, before, arguments)
         return result
 
-    def _compare(self, result: Any, expected: Any, dtype: torch.dtype) -> None:
-        worst = self.worst.setdefault(str(dtype).removeprefix("torch."), Worst())
+    def _exact(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """The arguments in fp32 or more, apart from those that the kernel is given."""
+        exact = []
+        for position, value in enumerate(arguments):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value = value.to(torch.promote_types(value.dtype, torch.float32))
+            if position in self.contract.written and value is arguments[position]:
+                value = value.clone()
+            exact.append(value)
+        return exact
+
+    def _compare(self, result: Any, exact: list[Any], arguments: tuple[Any, ...]) -> None:
+        """The reference in fp32 on the same inputs: its own bf16 error is not the kernel's."""
+        expected = self.contract.reference(*exact)
+        dtype = str(arguments[0].dtype).removeprefix("torch.")
+        worst = self.worst.setdefault(dtype, Worst())
         worst.calls[self.graph] += 1
-        results = result if isinstance(result, tuple) else (result,)
-        references = expected if isinstance(expected, tuple) else (expected,)
-        for actual, wanted in zip(results, references, strict=True):
-            worst.error = max(worst.error, relative_error(actual, wanted))
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """max |actual - expected| / max |expected|; inf if shapes differ or it is not finite."""
-    if actual.shape != expected.shape:
-        return float("inf")
-    wanted = expected.to(torch.float64)
-    error = (actual.to(torch.float64) - wanted).abs().max().item()
-    largest = wanted.abs().max().item()
-    relative = error / largest if largest > 0 else (0.0 if error == 0 else float("inf"))
-    return relative if relative == relative else float("inf")
+        error = self.contract.error(result, expected, arguments)
+        worst.error = max(worst.error, error)
 
 
 class Ops:
     """What the model calls: one callable per op, a kernel or the PyTorch reference."""
 
-    rmsnorm: Callable[..., torch.Tensor]
-    qk_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    softmax: Callable[..., torch.Tensor]
-    silu: Callable[..., torch.Tensor]
+    embedding: Callable[..., Tensor]
+    add: Callable[..., Tensor]
+    cache_write: Callable[..., None]
+    all_reduce: Callable[..., Tensor]
+    all_gather: Callable[..., Tensor]
+    rmsnorm: Callable[..., Tensor]
+    add_rmsnorm: Callable[..., tuple[Tensor, Tensor]]
+    qk_norm: Callable[..., tuple[Tensor, Tensor]]
+    rope: Callable[..., tuple[Tensor, Tensor]]
+    qkv_proj: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    norm_qkv_proj: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    attention_prefill: Callable[..., Tensor]
+    attention_chunk: Callable[..., Tensor]
+    attention_decode: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    o_proj: Callable[..., Tensor]
+    o_proj_add: Callable[..., Tensor]
+    router: Callable[..., tuple[Tensor, Tensor]]
+    experts: Callable[..., Tensor]
+    experts_prefill: Callable[..., Tensor]
+    experts_decode: Callable[..., Tensor]
+    lm_head: Callable[..., Tensor]
+    norm_lm_head: Callable[..., Tensor]
 
-    def __init__(self, filled: dict[str, KernelOp], check: bool = False):
-        """`filled` maps ops to kernels; all others get their reference."""
+    def __init__(
+        self,
+        filled: dict[str, KernelOp],
+        check: bool = False,
+        watch: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None = None,
+    ):
+        """Fill the table.
+
+        Args:
+            filled: kernels by op; all other ops get their reference, with its parts from here.
+            check: compute the reference beside every kernel.
+            watch: called with every op's name and callable, gives what takes its place.
+        """
         self.filled = filled
+        self.layer: int | None = None
+        """The layer that runs, None outside of them."""
+        self.inside: str | None = None
+        """The op whose reference runs, if `watch` keeps account of it."""
+        table: dict[str, Callable[..., Any]] = dict(STEPS)
+        changed: set[str] = set()
+
+        def bound(reference: Callable[..., Any], parts: tuple[str, ...]) -> Callable[..., Any]:
+            live = {part: table[part] for part in parts if part in changed}
+            return functools.partial(reference, **live) if live else reference
+
+        def enter(op: str, implementation: Callable[..., Any]) -> None:
+            table[op] = watch(op, implementation) if watch else implementation
+
+        for step, function in STEPS.items():
+            enter(step, function)
         for op in OPS:
-            setattr(self, op, filled.get(op, CONTRACTS[op].reference))
+            contract = CONTRACTS[op]
+            if op in filled or any(part in changed for part in contract.parts):
+                changed.add(op)
+            enter(op, filled.get(op) or bound(contract.reference, contract.parts))
+        enter("attention_chunk", bound(layer_reference.chunk_attention, ("softmax",)))
+        experts = CONTRACTS["experts_prefill"]
+        enter("experts", bound(experts.reference, experts.parts))
+        for op, implementation in table.items():
+            setattr(self, op, implementation)
         for kernel in filled.values():
             kernel.check = check
+
+    def is_filled(self, op: str) -> bool:
+        """Whether a kernel fills it."""
+        return op in self.filled
 
     def enter(self, graph: Graph) -> None:
         """Count what follows as calls of `graph`."""
@@ -108,8 +219,13 @@ class Ops:
             kernel.graph = graph
 
     def kernel_calls(self) -> dict[str, dict[Graph, int]]:
-        """Kernel -> graph -> calls so far."""
-        return {kernel.name: dict(kernel.calls) for kernel in self.filled.values()}
+        """Kernel -> graph -> calls so far, of all the ops that it fills."""
+        calls: dict[str, dict[Graph, int]] = {}
+        for kernel in self.filled.values():
+            counts = calls.setdefault(kernel.name, dict.fromkeys(GRAPHS, 0))
+            for graph in GRAPHS:
+                counts[graph] += kernel.calls[graph]
+        return calls
 
     def op_checks(self) -> list[OpCheck]:
         """The errors seen so far, one entry per op and dtype."""
@@ -126,12 +242,21 @@ def build_ops(configuration: KernelConfiguration, check: bool = False) -> Ops:
     Raises:
         ConfigurationError: a kernel that cannot be loaded, or a parameter it does not have.
     """
+    return Ops(fill(configuration), check)
+
+
+def fill(configuration: KernelConfiguration) -> dict[str, KernelOp]:
+    """The kernels of a configuration, by op.
+
+    Raises:
+        ConfigurationError: see `build_ops`.
+    """
     filled = {}
     for op, chosen in configuration.ops.items():
         kernel = load_kernel(chosen.kernel)
         _check_parameters(op, chosen, kernel)
-        filled[op] = KernelOp(op, kernel_name(chosen.kernel), kernel, dict(chosen.parameters))
-    return Ops(filled, check)
+        filled[op] = KernelOp(op, chosen.kernel, kernel, dict(chosen.parameters))
+    return filled
 
 
 def kernel_name(kernel: str) -> str:
@@ -177,7 +302,7 @@ def _module(kernel: str) -> ModuleType:
 def _check_parameters(op: str, chosen: OpKernel, kernel: Callable[..., Any]) -> None:
     given = CONTRACTS[op].arguments
     accepted = list(inspect.signature(kernel).parameters)
-    free = [name for name in accepted if name not in given]
+    free = [name for name in accepted if name not in (*given, *NOT_CONFIGURABLE)]
     for name in chosen.parameters:
         if name not in free:
             raise ConfigurationError(

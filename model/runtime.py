@@ -50,6 +50,7 @@ class LanguageModel:
         self.vocab_size = model.config.vocab_size
         self._directory = directory
         self._tokenizer: Any = None
+        self._caches: dict[int, Cache] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -73,8 +74,34 @@ class LanguageModel:
         """Logits of every position, by context encoding: per sequence fp32 [len, vocab]."""
         found: list[Tensor] = []
         for batch in _batches(sequences, self.batch_size):
-            hidden, _ = self._encode(batch, self.batch_size)
-            rows = self.model.logits(hidden)
+            rows, _ = self._encode(batch, self.batch_size, every=True)
+            found += [rows[i, : len(tokens)].clone() for i, tokens in enumerate(batch)]
+        return found
+
+    @torch.inference_mode()
+    def chunked_logits(self, sequences: Sequence[list[int]], chunk: int) -> list[Tensor]:
+        """As `logits`, `chunk` tokens at a time against the cache; up to `max_length` of them.
+
+        What a kernel for `attention_prefill` does is not used: it sees no earlier keys.
+        """
+        longest = max(map(len, sequences), default=1)
+        if not 1 <= chunk <= self.max_length or not 1 <= longest <= self.max_length:
+            raise PromptError(
+                f"chunks of {chunk} tokens, longest sequence {longest}: both must be 1 to "
+                f"buckets.max_length ({self.max_length})"
+            )
+        found: list[Tensor] = []
+        for batch in _batches(sequences, self.batch_size):
+            cache = self._empty_cache(self.batch_size)
+            tokens, _ = self._padded(batch, self.batch_size, self.max_length)
+            rows = tokens.new_zeros(*tokens.shape, self.vocab_size, dtype=torch.float32)
+            for first in range(0, max(map(len, batch)), chunk):
+                start = min(first, self.max_length - chunk)  # the last chunk may repeat some
+                at = slice(start, start + chunk)
+                starts = torch.full((self.batch_size, 1), start, dtype=torch.int32)
+                rows[:, at] = self.model.chunk_encoding(
+                    tokens[:, at], torch.full_like(starts, chunk), starts, cache, every=True
+                )
             found += [rows[i, : len(tokens)].clone() for i, tokens in enumerate(batch)]
         return found
 
@@ -97,8 +124,7 @@ class LanguageModel:
             rows: list[list[Tensor]] = [[] for _ in batch]
             for position in range(prefix, max(map(len, batch))):
                 fed = [tokens[min(position, len(tokens) - 1)] for tokens in batch]
-                hidden = self._step(fed, [position] * len(batch), cache)
-                logits = self.model.logits(hidden[:, 0])
+                logits = self._step(fed, [position] * len(batch), cache)
                 for i, tokens in enumerate(batch):
                     if position < len(tokens):
                         rows[i].append(logits[i])
@@ -127,47 +153,63 @@ class LanguageModel:
     ) -> Generation:
         random = None if sampling is None else torch.Generator().manual_seed(sampling.seed)
         start = time.perf_counter()
-        hidden, cache = self._encode([prompt], 1)
-        logits = self.model.logits(hidden[0, len(prompt) - 1])
-        tokens = [choose(logits, sampling, random)]
+        logits, cache = self._encode([prompt], 1)
+        tokens = [choose(logits[0], sampling, random)]
         times = [time.perf_counter()]
         room = self.max_length - len(prompt)
         while len(tokens) < min(new, room + 1) and tokens[-1] not in stop:
             position = len(prompt) + len(tokens) - 1
-            hidden = self._step(tokens[-1:], [position], cache)
-            tokens.append(choose(self.model.logits(hidden[0, 0]), sampling, random))
+            logits = self._step(tokens[-1:], [position], cache)
+            tokens.append(choose(logits[0], sampling, random))
             times.append(time.perf_counter())
         gaps = [1e3 * (b - a) for a, b in pairwise(times)]
         return Generation(tokens, 1e3 * (times[0] - start), gaps, 1e3 * (times[-1] - start))
 
-    def _encode(self, prompts: Sequence[list[int]], rows: int) -> tuple[Tensor, Cache]:
+    def _encode(
+        self, prompts: Sequence[list[int]], rows: int, every: bool = False
+    ) -> tuple[Tensor, Cache]:
         """Context encoding at the bucket that holds the longest prompt, with `rows` rows."""
         longest = max(map(len, prompts))
-        if min(map(len, prompts)) == 0:
-            raise PromptError("a prompt is empty; give at least one token")
         bucket = next((size for size in self.buckets if size >= longest), None)
         if bucket is None:
             raise PromptError(
                 f"a prompt of {longest} tokens is longer than the largest context_encoding "
                 f"bucket ({self.buckets[-1]}); shorten it or add a bucket to the configuration"
             )
-        tokens = torch.zeros(rows, bucket, dtype=torch.int64)
-        lengths = torch.ones(rows, dtype=torch.int64)
+        tokens, lengths = self._padded(prompts, rows, bucket)
+        cache = self._empty_cache(rows)
+        return self.model.context_encoding(tokens, lengths, cache, every), cache
+
+    def _padded(self, prompts: Sequence[list[int]], rows: int, width: int) -> tuple[Tensor, Tensor]:
+        """Tokens int64 [rows, width] and lengths int32 [rows, 1]; rows without a prompt have 1."""
+        if min(map(len, prompts)) == 0:
+            raise PromptError("a prompt is empty; give at least one token")
+        tokens = torch.zeros(rows, width, dtype=torch.int64)
+        lengths = torch.ones(rows, 1, dtype=torch.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
             lengths[row] = len(prompt)
         if int(tokens.max()) >= self.vocab_size or int(tokens.min()) < 0:
             raise PromptError(f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})")
-        cache = Cache.empty(self.model.config, rows, self.max_length, self.model.dtype)
-        return self.model.context_encoding(tokens, lengths, cache), cache
+        return tokens, lengths
+
+    def _empty_cache(self, rows: int) -> Cache:
+        """The static cache of that many sequences, cleared."""
+        if rows not in self._caches:
+            self._caches[rows] = Cache.empty(
+                self.model.config, rows, self.max_length, self.model.dtype
+            )
+        else:
+            self._caches[rows].clear()
+        return self._caches[rows]
 
     def _step(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
-        """One token per row; rows beyond `tokens` are padding."""
+        """One token per row, logits [rows, V]; rows beyond `tokens` are padding."""
         rows = cache.keys[0].shape[0]
         fed = torch.zeros(rows, 1, dtype=torch.int64)
-        at = torch.zeros(rows, dtype=torch.int64)
+        at = torch.zeros(rows, 1, dtype=torch.int32)
         fed[: len(tokens), 0] = torch.tensor(tokens)
-        at[: len(positions)] = torch.tensor(positions)
+        at[: len(positions), 0] = torch.tensor(positions, dtype=torch.int32)
         return self.model.token_generation(fed, at, cache)
 
 
@@ -223,7 +265,9 @@ def load(
     architecture = read_config(directory)
     check_buckets(config, architecture)
     ops: Ops = build_ops(kernel_configuration, check_ops)
-    weights = read_weights(directory, architecture, getattr(torch, dtype))
+    weights = read_weights(
+        directory, architecture, getattr(torch, dtype), config.buckets.max_length
+    )
     return LanguageModel(
         Qwen3Moe(architecture, weights, ops),
         config,

@@ -38,7 +38,8 @@ def trace(
     record = CheckpointRecord.read(checkpoint)
     directory = checkpoint_directory(record)
     architecture = read_config(directory)
-    weights = read_weights(directory, architecture, getattr(torch, config.dtype))
+    length = config.buckets.max_length
+    weights = read_weights(directory, architecture, getattr(torch, config.dtype), length)
     ops = build_ops(KernelConfiguration(description="reference"))
     model = Qwen3Moe(architecture, weights, ops)
     graphs = [

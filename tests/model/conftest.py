@@ -30,7 +30,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_topk_prob=True,
         tie_word_embeddings=True,
         initializer_range=0.2,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         rope_theta=1e4,
     )
     model = Qwen3MoeForCausalLM(architecture)

@@ -127,7 +127,7 @@ WITHOUT_CASE = {
 
 
 def test_every_kernel_that_the_library_names_is_listed() -> None:
-    assert {*library.KERNELS, *library.LIBRARY} - WITHOUT_CASE <= set(LISTED)
+    assert {*library.KERNELS} - WITHOUT_CASE <= set(LISTED)
 
 
 def test_the_same_program_gives_the_same_timeline() -> None:

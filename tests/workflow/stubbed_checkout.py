@@ -100,9 +100,20 @@ def nki_rmsnorm_kernel(): pass
 from .tiling import something
 def nki_qk_rmsnorm_kernel(): pass
 """,
+    "kernels/add_rmsnorm.py": "def nki_fused_add_rmsnorm_kernel(): pass\n",
     "kernels/softmax.py": "def nki_softmax_kernel(): pass\n",
     "kernels/silu.py": "def nki_silu_kernel(): pass\n",
 }
+
+
+ALL = """
+description: All the stubs.
+ops:
+  rmsnorm: {kernel: nki_rmsnorm_kernel}
+  qk_norm: {kernel: nki_qk_rmsnorm_kernel}
+  softmax: {kernel: nki_softmax_kernel}
+  silu: {kernel: nki_silu_kernel}
+"""
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout.write("stub.py", STUB)
     for name, text in STAGES.items():
         checkout.write(name, f"import sys\nfrom stub import run\n{text}")
+    checkout.write("config/kernels/all.yaml", ALL)
     for name, text in KERNELS.items():
         checkout.write(name, text)
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -1,0 +1,283 @@
+"""What a graph calls, at any size, without weights: the model is run on tensors of no data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kernels import layer_reference
+from kernels.contracts import CONTRACTS
+from model.checkpoint import ModelConfig, empty_weights, local_config
+from model.configuration import KernelConfiguration
+from model.ops import GRAPHS, STEPS, KernelOp, Ops, kernel_name, load_kernel
+from model.qwen3_moe import Cache, Qwen3Moe
+from model.records import Graph
+from simulator import dtypes
+from simulator.program import Program
+from simulator.specialise import TensorSpec as ProgramSpec
+from simulator.targets import Target
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor argument or result."""
+
+    dtype: str
+    """E.g. `bfloat16`."""
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+Value = TensorSpec | int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """One call of an op in a graph. Equal calls cost the same, up to their layer."""
+
+    op: str
+    """An op of `kernels.OPS`, or what no kernel can fill: `embedding`, `add`, `cache_write`,
+    `attention_chunk`, `experts` (arguments as experts_prefill, in token generation), and the
+    collectives `all_reduce` and `all_gather`."""
+    layer: int | None
+    """None for what is outside of the layers."""
+    arguments: tuple[tuple[str, Value], ...]
+    """By name, in the op's order; shapes are one rank's."""
+    results: tuple[TensorSpec, ...]
+    kernel: str | None
+    """The kernel as the configuration names it; None for the PyTorch reference."""
+    parameters: tuple[tuple[str, Value], ...] = ()
+    """Of the configuration."""
+    inside: str | None = None
+    """The op, itself in the list and without a kernel, whose reference makes this call: its work
+    is part of that op's."""
+
+    @property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """The arguments that are tensors."""
+        return {name: value for name, value in self.arguments if isinstance(value, TensorSpec)}
+
+
+def record_op_calls(
+    architecture: ModelConfig,
+    configuration: KernelConfiguration,
+    graph: Graph,
+    *,
+    batch: int = 1,
+    bucket: int = 1,
+    context: int,
+    tp_degree: int = 1,
+    dtype: str = "bfloat16",
+    every: bool = False,
+) -> list[OpCall]:
+    """All op calls of one run of a graph, in order, as one tensor-parallel rank makes them.
+
+    Args:
+        architecture: of the whole model; no weights are needed.
+        configuration: which kernel fills which op.
+        graph: context encoding or token generation.
+        batch: sequences.
+        bucket: tokens of each sequence; 1 in token generation.
+        context: length of the KV cache, `bucket` at least.
+        tp_degree: ranks; 1 has no collectives.
+        dtype: of weights and activations.
+        every: context encoding gives logits of every position, not only of the last ones.
+
+    Kernels are not loaded, so whether they can be is not known afterwards (`build_ops`).
+
+    Raises:
+        CheckpointError: the model does not divide by `tp_degree`.
+    """
+    calls: list[OpCall] = []
+    with FakeTensorMode():
+        kind: torch.dtype = getattr(torch, dtype)
+        weights = empty_weights(architecture, kind, context, tp_degree)
+        local = local_config(architecture, tp_degree)
+        filled = {
+            op: KernelOp(op, chosen.kernel, _never, dict(chosen.parameters))
+            for op, chosen in configuration.ops.items()
+        }
+        ops = Ops(filled, watch=lambda op, run: _watched(op, run, calls, lambda: ops))
+        model = Qwen3Moe(local, weights, ops, tp_degree)
+        kv = Cache.empty(local, batch, context, kind)
+        tokens = torch.zeros(batch, bucket, dtype=torch.int64)
+        lengths = torch.zeros(batch, 1, dtype=torch.int32)
+        if graph == "context_encoding":
+            model.context_encoding(tokens, lengths, kv, every)
+        else:
+            model.token_generation(tokens, lengths, kv)
+    return calls
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a recorded kernel is not run")
+
+
+def _watched(
+    op: str, run: Callable[..., Any], calls: list[OpCall], table: Callable[[], Ops]
+) -> Callable[..., Any]:
+    """An op that notes how it is called; a kernel gives tensors of its reference's shapes."""
+    filled = run if isinstance(run, KernelOp) else None
+
+    def call(*arguments: Any) -> Any:
+        ops = table()
+        position = len(calls)
+        outer, ops.inside = ops.inside, op
+        results = fake(op, *arguments) if filled else run(*arguments)
+        ops.inside = outer
+        calls.insert(
+            position,  # before what it calls itself
+            OpCall(
+                op=op,
+                layer=ops.layer,
+                arguments=tuple(
+                    (name, _spec(value))
+                    for name, value in zip(argument_names(op), arguments, strict=False)
+                ),
+                results=tuple(_spec(value) for value in _tensors(results)),
+                kernel=filled.source if filled else None,
+                parameters=tuple(filled.parameters.items()) if filled else (),
+                inside=outer,
+            ),
+        )
+        return results
+
+    return call
+
+
+def fake(op: str, *arguments: Any) -> Any:
+    """Tensors of the shapes and dtypes that the op gives, new and contiguous; written arguments
+    are given back.
+    """
+    contract = CONTRACTS[op]
+    results = contract.reference(*arguments)
+    if not isinstance(results, tuple):
+        return torch.empty_like(results, memory_format=torch.contiguous_format)
+    own = len(results) - len(contract.written)
+    new = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in results[:own]]
+    return (*new, *results[own:])
+
+
+@cache
+def argument_names(op: str) -> tuple[str, ...]:
+    """An op's arguments: those of its schema, or of the function that no kernel replaces."""
+    if op in CONTRACTS:
+        text = CONTRACTS[op].schema.partition(")")[0] if "!" not in CONTRACTS[op].schema else ""
+        if text:
+            return tuple(item.split()[-1] for item in text.strip("(").split(","))
+    functions: dict[str, Callable[..., Any]] = {
+        "attention_decode": layer_reference.decode_attention_in_place,
+        "attention_chunk": layer_reference.chunk_attention,
+        "experts": CONTRACTS["experts_prefill"].reference,
+        **STEPS,
+    }
+    if op == "add":
+        return ("x", "other")
+    parameters = inspect.signature(functions[op]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def _tensors(results: Any) -> tuple[Tensor, ...]:
+    if results is None:
+        return ()
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _spec(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return TensorSpec(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    return value
+
+
+@cache
+def _small_architecture() -> ModelConfig:
+    return ModelConfig.model_validate(
+        {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "moe_intermediate_size": 8,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "vocab_size": 64,
+            "max_position_embeddings": 8,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4,
+            "tie_word_embeddings": True,
+            "hidden_act": "silu",
+        }
+    )
+
+
+def graphs_of_kernels(configuration: KernelConfiguration) -> dict[str, set[Graph]]:
+    """Kernel name -> the graphs that call it; a kernel whose op is never called has none."""
+    graphs: dict[str, set[Graph]] = {
+        kernel_name(filled.kernel): set() for filled in configuration.ops.values()
+    }
+    for graph in GRAPHS:
+        for call in record_op_calls(_small_architecture(), configuration, graph, context=8):
+            if call.kernel is not None:
+                graphs[kernel_name(call.kernel)].add(graph)
+    return graphs
+
+
+# --- the kernel behind a call ---------------------------------------------------------------
+
+
+def specialise(call: OpCall, target: Target | None = None, cores: int = 1) -> Program:
+    """The Program of a call's kernel at the call's shapes.
+
+    Args:
+        call: of an op that a kernel fills.
+        target: whose limits hold; None for the environment's.
+        cores: of the launch (LNC), 1 or 2.
+
+    Raises:
+        NkiValidationError: the kernel breaks a rule at these shapes.
+        ConfigurationError: the kernel cannot be loaded.
+    """
+    assert call.kernel is not None, f"no kernel fills {call.op}"
+    kernel: Any = load_kernel(call.kernel)
+    if cores > 1:
+        kernel = kernel[cores]
+    programs: list[Program] = []
+
+    def stand(*args: Any, **kwargs: Any) -> Any:
+        given = [_program_value(value) for value in args]
+        named = {name: _program_value(value) for name, value in kwargs.items()}
+        programs.append(kernel.specialise(*given, target=target, **named))
+        results = tuple(
+            torch.empty(x.shape, dtype=getattr(torch, str(x.dtype))) for x in programs[0].results
+        )
+        return results if programs[0].returns_tuple else results[0]
+
+    with FakeTensorMode():
+        arguments = [
+            torch.empty(value.shape, dtype=getattr(torch, value.dtype))
+            if isinstance(value, TensorSpec)
+            else value
+            for _, value in call.arguments
+        ]
+        CONTRACTS[call.op].call(stand, *arguments, **dict(call.parameters))
+    return programs[0]
+
+
+def _program_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ProgramSpec(
+            tuple(value.shape), dtypes.DTYPES[str(value.dtype).removeprefix("torch.")]
+        )
+    return value
