@@ -20,7 +20,7 @@ from workflow.pipeline import (
     typed,
 )
 from workflow.sources import files_under, stage_sources
-from workflow.stage import RESULTS, failures
+from workflow.stage import RESULTS, failures, print_summary, report_is_new
 
 import_from(workflow.basedir)
 if workflow.is_main_process and remove_stale_lock():
@@ -55,6 +55,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/track.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/champion.smk"
 
 
 rule evaluate_all:
@@ -85,12 +86,22 @@ onstart:
 
 
 onsuccess:
-    print("done: results/report.html, results/summary.json")
+    if report_is_new(RESULTS):
+        print_summary(RESULTS)
+        print("done: results/report.html, results/summary.json")
 
 
 onerror:
-    # The configurations that did finish deserve their report; the failed ones are red in it.
-    command = [sys.executable, "-m", "evaluation.report", "--partial", "--config"]
-    subprocess.run([*command, str(EFFECTIVE_CONFIG)], check=False)
-    for line in failures(RESULTS, MODEL, CONFIGURATIONS):
+    failed = failures(RESULTS, MODEL, CONFIGURATIONS)
+    if failed:
+        # The configurations that did finish deserve their report; the failed ones are red in it.
+        command = [
+            sys.executable,
+            "-m",
+            "evaluation.report",
+            "--partial",
+            "--config",
+        ]
+        subprocess.run([*command, str(EFFECTIVE_CONFIG)], check=False)
+    for line in failed:
         print("failed:", line, file=sys.stderr)

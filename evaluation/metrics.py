@@ -5,6 +5,7 @@ about and, where a clock or a device did it, which one:
 
 - `latency_measured_DEVICE/`, `throughput_measured_DEVICE/`: wall clock on DEVICE
 - `compile_measured_host/`: wall clock of the compile stage, always on the host's CPU
+- `latency_predicted_TARGET/`: the timing model's, for TARGET, which no clock has seen
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
 - `trace_counted/`, `kernel_calls_counted/`: counted in the graphs and during the runs
 - `quality/`: the configuration's outputs compared with a reference or with right answers
@@ -136,6 +137,19 @@ def _trace_metrics(trace: TraceSummary) -> dict[str, float]:
             f"trace_counted/nki_kernel_calls_{where}": graph.nki_kernel_calls,
             f"trace_counted/nki_hbm_bytes_{where}": graph.nki_hbm_bytes,
         }
+    if trace.nki_flops_ratio_weighted is not None:
+        found["trace_counted/nki_flops_ratio_weighted"] = trace.nki_flops_ratio_weighted
+    for target, prediction in trace.predictions.items():
+        latency = f"latency_predicted_{slug(target)}"
+        found[f"{latency}/ttft_ms"] = prediction.predicted_ttft_ms
+        found[f"{latency}/tpot_ms"] = prediction.predicted_tpot_ms
+        for part in prediction.graphs:
+            where = f"{part.graph}_{slug(part.bucket)}"
+            found |= {
+                f"{latency}/graph_ms_{where}": part.predicted_ms,
+                f"{latency}/nki_ms_{where}": part.predicted_nki_ms,
+                f"{latency}/roofline_ms_{where}": part.roofline_ms,
+            }
     return found
 
 

@@ -1,8 +1,4 @@
-"""The report's plots, as inline SVG.
-
-Colours are Okabe and Ito's, which colour-blind readers tell apart; every series has a shape of
-its own too.
-"""
+"""The report's plots, as inline SVG."""
 
 from __future__ import annotations
 
@@ -18,31 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.metrics import comparison_slug, tpot_ms
+from evaluation.plot_style import FILL, GRAPHS, INK, LENGTHS, LIMIT_COLOUR, STYLE
 from evaluation.records import Verdict
 from evaluation.results import ConfigurationResults
 from model.configuration import Tolerances
 from model.records import Graph, RunTiming
-
-LENGTHS = {"short": ("#0072B2", "o"), "medium": ("#E69F00", "s"), "long": ("#009E73", "^")}
-GRAPHS = {"context_encoding": ("#0072B2", "o"), "token_generation": ("#E69F00", "s")}
-LIMIT_COLOUR = "#D55E00"
-INK = "#333333"
-FILL: dict[Verdict, str] = {"pass": "full", "fail": "none"}
-
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "nki-assay",  # the same plot has the same ids
-    "font.family": "sans-serif",
-    "font.size": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "grid.color": "#dddddd",
-}
 
 
 def latency_plot(
@@ -51,7 +27,7 @@ def latency_plot(
     """TTFT and TPOT of every measured run per configuration; None if nothing was timed."""
     if not any(found.generation for found in configurations):
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panels = _panels(len(configurations))
         _label_rows(panels[0], configurations, verdicts)
         for panel, title in zip(panels, ("TTFT, ms", "TPOT, ms"), strict=True):
@@ -95,7 +71,7 @@ def quality_plot(
     titles = ("KL divergence, bf16, nats per token", "Relative L2 error, fp32")
     if not any(found.accuracy and found.accuracy.logits for found in configurations):
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panels = _panels(len(configurations))
         _label_rows(panels[0], configurations, verdicts)
         for panel, title, (dtype, measure, limit) in zip(panels, titles, plots, strict=True):

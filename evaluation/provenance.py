@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from model.fingerprint import fingerprint
 from model.records import CheckpointRecord
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "mlflow", "snakemake", "nki")
+
+
+NOT_EVALUATION = {"configurations", "tracking", "models", "champion", "candidate", "regression"}
+"""Settings that say which results are wanted and what becomes of them, not how they come about."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def evaluation_fingerprint(config: Config, results: Path) -> str:
     Which configurations are chosen and where they are tracked is not part of it.
     """
     checkpoint = results / "models" / config.model / "checkpoint.json"
-    settings = config.model_dump(mode="json", exclude={"configurations", "tracking", "models"})
+    settings = config.model_dump(mode="json", exclude=NOT_EVALUATION)
     return fingerprint(
         CheckpointRecord.read(checkpoint).fingerprint if checkpoint.exists() else None,
         settings,
@@ -82,3 +87,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def cpu_model() -> str:
+    """The machine's processor, e.g. `Intel Xeon Platinum 8488C, 2 CPUs`; no name of a host."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:  # not Linux
+        pass
+    return f"{name}, {os.cpu_count()} CPUs"

@@ -230,6 +230,72 @@ class TrackedRun(Record):
     fingerprint: str
 
 
+class RegressionRow(Part):
+    """One thing in which a configuration is compared with the champion."""
+
+    source: Literal["measured", "predicted", "quality"]
+    what: str
+    champion: float | None
+    candidate: float | None
+    change: str
+    """E.g. `+3.1 % (1.0 to 5.2 %)`."""
+    limit: str
+    outcome: Literal["better", "equal", "worse", "not comparable"]
+    """`equal`: no difference that counts. The last two fail the check."""
+    why: str
+    """Empty unless the row fails."""
+
+
+class RegressionRecord(Record):
+    """results/regression/MODEL.json: a configuration against the champion."""
+
+    candidate: str
+    champion: str
+    champion_version: str
+    champion_run_id: str
+    champion_commit: str
+    same_results: bool
+    """The candidate's results are the champion's own."""
+    rows: list[RegressionRow]
+    verdict: Verdict
+    reasons: list[str]
+
+
+class LedgerQuantity(Part):
+    """TTFT or TPOT of a run, predicted and measured."""
+
+    quantity: Literal["ttft_ms", "tpot_ms"]
+    predicted_ms: dict[str, float]
+    """Target -> predicted."""
+    predicted_for: str
+    """The shape that is predicted."""
+    measured_ms: float | None
+    """The median over all measured runs, on `measured_on`."""
+    measured_on: Device | None
+    same_thing: bool
+    """True if the clock ran on the predicted target; on the simulator it did not."""
+    note: str
+    predicted_over_measured: float | None
+    """Only of the same thing."""
+
+
+class LedgerEntry(Record):
+    """A line of mlflow/ledger.jsonl: one tracked run."""
+
+    date: str
+    """ISO 8601, UTC."""
+    configuration: str
+    model: str
+    mlflow_run_id: str
+    fingerprint: str
+    evaluation: str
+    git_commit: str
+    cpu: str
+    """The machine that tracked the run."""
+    verdict: Verdict
+    quantities: list[LedgerQuantity]
+
+
 class StageError(Record):
     """results/errors/MODEL/CONFIGURATION/STAGE.json: a stage that failed, kept for the report."""
 

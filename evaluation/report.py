@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from evaluation.metrics import worst
+from evaluation.numbers import gate_value, number, percent
 from evaluation.plots import latency_plot, quality_plot
 from evaluation.provenance import git_commit, versions
-from evaluation.records import ConfigurationSummary, Summary
+from evaluation.records import Summary
 from evaluation.results import ConfigurationResults, read_all
 from evaluation.summary import describe_detail, place, summarise_read
+from evaluation.terminal import console, print_verdicts
 from model.configuration import Config, ConfigurationError, read_config
 from model.records import RecordError, write_text
 
@@ -58,7 +56,7 @@ class Cell:
 def report(
     config: Config, results: Path, summary: Path, html: Path, *, partial: bool = False
 ) -> Summary:
-    """Write summary.json and report.html, and print the verdicts to stderr.
+    """Write summary.json and report.html.
 
     Args:
         config: The evaluation.
@@ -78,7 +76,6 @@ def report(
     if partial:
         for path in (summary, html):
             os.utime(path, (0, 0))
-    print_verdicts(summed, Console(stderr=True), partial=partial)
     return summed
 
 
@@ -269,59 +266,6 @@ def _table(
     }
 
 
-def number(value: float) -> str:
-    """Three significant digits, thousands apart; a count in full."""
-    if not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) or value == 0 or 99.95 <= abs(value) < 1e15:
-        return f"{value:,.0f}"
-    if 1e-3 <= abs(value) < 99.95:
-        return f"{value:#.3g}"
-    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def percent(value: float) -> str:
-    """A share as percent: two significant digits if small, one decimal otherwise."""
-    return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
-
-
-def print_verdicts(summary: Summary, console: Console, *, partial: bool = False) -> None:
-    """A table of the configurations and their verdicts."""
-    title = "Evaluation (unfinished)" if partial else "Evaluation"
-    table = Table(title=f"{title} of {summary.model}", title_justify="left")
-    for heading in ("configuration", "verdict", "TTFT p50 ms", "TPOT p50 ms", "why"):
-        table.add_column(heading, justify="right" if heading.endswith("ms") else "left")
-    for name, found in summary.configurations.items():
-        colour = "green" if found.verdict == "pass" else "red"
-        mark = "✓" if found.verdict == "pass" else "✗"
-        table.add_row(
-            Text(name),
-            Text(f"{mark} {found.verdict}", style=colour),
-            _latency(found, "ttft_ms_p50"),
-            _latency(found, "tpot_ms_p50"),
-            Text("\n".join(found.reasons)),
-        )
-    devices = sorted({found.device for found in summary.configurations.values()})
-    table.caption = f"latency: wall clock measured on {', '.join(devices)}" + (
-        ", which says nothing about Trainium" if "simulator" in devices else ""
-    )
-    console.print(table)
-
-
-def gate_value(value: float | str | None) -> str:
-    """A gate's value: counts are whole, what is missing is said."""
-    if value is None:
-        return "not measured"
-    if isinstance(value, str):
-        return value
-    return number(int(value) if value.is_integer() else value)
-
-
-def _latency(found: ConfigurationSummary, field: str) -> str:
-    value = found.metrics.get(f"latency_measured_{found.device}/{field}")
-    return "–" if value is None else number(value)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 if the report was written."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__)
@@ -333,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     results: Path = chosen.results
     try:
-        report(
+        summary = report(
             read_config(chosen.config),
             results,
             results / "summary.json",
@@ -343,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, RecordError) as error:
         print(error, file=sys.stderr)
         return 1
+    print_verdicts(summary, console(), partial=chosen.partial)
     return 0
 
 

@@ -171,6 +171,22 @@ class Tracking(Section):
     experiment: str = "nki-assay"
 
 
+class Regression(Section):
+    """What `check_regression` lets a configuration be worse by than the champion."""
+
+    measured_slowdown: Positive = 0.05
+    """Share. A slowdown fails if it is greater and its 95 % interval excludes none at all."""
+    predicted_slowdown: Positive = 0.01
+    """Share. Predictions have no noise: any greater slowdown fails."""
+    error_growth: Positive = 0.5
+    """Share by which an error of the logits may grow. Roundings differ between right kernels;
+    growth within a quarter of the error's own tolerance never counts."""
+    agreement_loss: Positive = 0.01
+    """Absolute, of top-1 agreement."""
+    task_loss: Positive = 0.02
+    """Absolute for a task's share of right answers, relative for a perplexity."""
+
+
 class Config(Section):
     """config/config.yaml"""
 
@@ -185,6 +201,12 @@ class Config(Section):
     generate: Generate
     accuracy: Accuracy
     tracking: Tracking = Tracking()
+    regression: Regression = Regression()
+    champion: Name | None = None
+    """The configuration that `snakemake promote` makes the champion."""
+    candidate: Name | None = None
+    """The configuration that `snakemake check_regression` compares with the champion. Without
+    it: the champion's own name if that is chosen, else the only one chosen beside `baseline`."""
 
     @model_validator(mode="after")
     def _known_model(self) -> Config:

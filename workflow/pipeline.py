@@ -36,6 +36,16 @@ class Pipeline:
     kernel_files: dict[str, list[str]]
     """Chosen kernel configuration -> the sources of its kernels."""
 
+    @property
+    def promoted(self) -> list[str]:
+        """The configuration that is to become the champion, if any."""
+        return [self.config.champion] if self.config.champion else []
+
+    @property
+    def compared(self) -> list[str]:
+        """The configurations among which is the one that is compared with the champion."""
+        return [self.config.candidate] if self.config.candidate else self.config.configurations
+
     def files_of_kernels(self, name: str) -> list[str]:
         """The sources of one configuration's kernels.
 
@@ -95,8 +105,14 @@ def read_pipeline(value: Mapping[str, Any], origin: str) -> Pipeline:
     return Pipeline(
         config=config,
         names=sorted(path.stem for path in KERNEL_CONFIGURATIONS.glob("*.yaml")),
-        kernel_files={name: _kernel_files(name) for name in config.configurations},
+        kernel_files={name: _kernel_files(name) for name in _named(config)},
     )
+
+
+def _named(config: Config) -> list[str]:
+    """The configurations that the configuration names anywhere."""
+    others = [name for name in (config.champion, config.candidate) if name is not None]
+    return list(dict.fromkeys([*config.configurations, *others]))
 
 
 def import_from(root: str) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from evaluation.records import StageError
+from rich.console import Console
+from rich.text import Text
+
+from evaluation.records import StageError, Summary
+from evaluation.terminal import console, print_verdicts
 from model.configuration import Config, ConfigurationError, parse_config
+from model.records import write_text
 
 RESULTS = Path("results")
+STARTED = time.time()
 OURS = ("evaluation", "kernels", "model", "nki", "simulator", "workflow")
 """An exception defined here explains itself; any other gets a traceback in the log."""
 
@@ -69,6 +76,47 @@ def job(
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+@contextmanager
+def conversation(
+    name: str, config: dict[str, object], log: str
+) -> Iterator[tuple[Config, Console]]:
+    """Run a script that is no stage of a configuration: it talks to the terminal.
+
+    What it prints goes to the log as well. It leaves no `StageError`: its failure says nothing
+    about whether a configuration's results are right.
+
+    Args:
+        name: The script's name, for messages.
+        config: Snakemake's `config`.
+        log: The rule's log file.
+
+    Yields:
+        The validated configuration, and the terminal.
+    """
+    screen = console()
+    screen.record = True
+    try:
+        yield parse_config(config), screen
+    except Exception as error:
+        if not _explains_itself(error):
+            traceback.print_exc()
+        screen.print(Text(f"{name}: {_message(error)}", style="red"), soft_wrap=True)
+        raise SystemExit(1) from None
+    finally:
+        write_text(Path(log), screen.export_text())
+
+
+def report_is_new(results: Path) -> bool:
+    """True if this process, Snakemake's own, had the report built."""
+    complete = results / "report.complete"
+    return complete.exists() and complete.stat().st_mtime >= STARTED
+
+
+def print_summary(results: Path) -> None:
+    """The table of configurations and verdicts, to the terminal."""
+    print_verdicts(Summary.read(results / "summary.json"), console())
 
 
 def failures(results: Path, model: str, configurations: Sequence[str]) -> list[str]:

@@ -26,12 +26,15 @@ from model.records import (
     CompileManifest,
     GenerationRecord,
     Graph,
+    GraphPrediction,
     GraphTrace,
     KernelEntry,
     LatencySummary,
+    OpTrace,
     ProgramEntry,
     PromptResult,
     RunTiming,
+    TargetPrediction,
     TraceSummary,
 )
 
@@ -115,11 +118,20 @@ def manifest(name: str, ops: list[str]) -> CompileManifest:
     )
 
 
-def trace(name: str, ops: list[str]) -> TraceSummary:
+def trace(name: str, ops: list[str], slower: float = 1.0) -> TraceSummary:
+    """Counts, and predictions for two targets; `slower` scales every prediction."""
+    targets = {"trn2": slower, "trn3": 0.7 * slower}
     return TraceSummary(
         model="tiny",
         configuration=name,
         target="trn2",
+        tp_degree=4,
+        lnc=2,
+        context=640,
+        prefill_tokens=64,
+        decode_steps=16,
+        predicted_ttft_ms=8.0 * slower,
+        predicted_tpot_ms=4.0 * slower,
         graphs=[
             GraphTrace(
                 graph=graph,
@@ -133,7 +145,55 @@ def trace(name: str, ops: list[str]) -> TraceSummary:
             for graph in GRAPHS
         ],
         nki_flops_ratio=0.01 * len(ops),
+        nki_flops_ratio_weighted=0.012 * len(ops),
+        predictions={target: prediction(ops, scale) for target, scale in targets.items()},
         fingerprint="3" * 64,
+    )
+
+
+def prediction(ops: list[str], scale: float) -> TargetPrediction:
+    """The ops of `OPS_OF`, an experts op that is the reference's, and a collective."""
+
+    def op(name: str, graph: Graph, us: float) -> OpTrace:
+        collective = name == "all_reduce"
+        kernel = "collective" if collective else KERNELS.get(name) if name in ops else None
+        return OpTrace(
+            op=name,
+            kernel=kernel or "reference",
+            nki=name in ops,
+            graph=graph,
+            bucket="1x64" if graph == "context_encoding" else "1x1",
+            shapes="x=bfloat16[1,128]",
+            calls=9,
+            macs=0 if collective else 1000,
+            macs_needed=0 if collective else 900,
+            hbm_bytes=4096,
+            hbm_bytes_needed=2048,
+            predicted_us=us * scale,
+            roofline_us=us * scale / 2,
+            bound_by="link" if collective else "memory",
+            slowed_by="DMA",
+            basis="formula" if collective else "timing model" if name in ops else "coarse estimate",
+        )
+
+    times = {"rmsnorm": 400.0, "qk_norm": 300.0, "experts_decode": 3000.0, "all_reduce": 300.0}
+    return TargetPrediction(
+        predicted_ttft_ms=8.0 * scale,
+        predicted_tpot_ms=4.0 * scale,
+        graphs=[
+            GraphPrediction(
+                graph=graph,
+                bucket="1x64" if graph == "context_encoding" else "1x1",
+                predicted_ms=total * scale,
+                predicted_nki_ms=0.35 * len(ops) * scale,
+                predicted_reference_ms=(total - 0.3 - 0.35 * len(ops)) * scale,
+                predicted_collective_ms=0.3 * scale,
+                roofline_ms=total / 2 * scale,
+                hbm_bytes=10_000,
+            )
+            for graph, total in zip(GRAPHS, (8.0, 4.0), strict=True)
+        ],
+        ops=[op(name, graph, us) for graph in GRAPHS for name, us in times.items()],
     )
 
 
@@ -142,7 +202,7 @@ def kernel_calls(ops: list[str]) -> dict[str, dict[Graph, int]]:
 
 
 def generation(name: str, ops: list[str], slower: float = 1.0) -> GenerationRecord:
-    """Two prompts of three runs each; `slower` scales every latency."""
+    """Three prompts of three runs each; `slower` scales every latency."""
 
     def run(ttft: float, itl: float, jitter: float) -> RunTiming:
         step = itl * slower * jitter
@@ -165,7 +225,7 @@ def generation(name: str, ops: list[str], slower: float = 1.0) -> GenerationReco
             correct=True,
             runs=[run(ttft, 5.0, jitter) for jitter in (0.97, 1.0, 1.04)],
         )
-        for length, tokens, ttft in (("short", 12, 20.0), ("long", 60, 42.0))
+        for length, tokens, ttft in (("short", 12, 20.0), ("medium", 30, 31.0), ("long", 60, 42.0))
     ]
     return GenerationRecord(
         model="tiny",
@@ -182,7 +242,7 @@ def generation(name: str, ops: list[str], slower: float = 1.0) -> GenerationReco
             end_to_end_ms_p50=46.5 * slower,
             end_to_end_ms_p99=60.0 * slower,
             output_tokens_per_s=86.4 / slower,
-            runs=6,
+            runs=9,
         ),
         kernel_calls=kernel_calls(ops),
         fingerprint="4" * 64,

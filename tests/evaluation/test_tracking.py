@@ -14,29 +14,8 @@ import samples
 
 from evaluation.records import TrackedRun
 from evaluation.results import result_files
-from evaluation.tracking import TrackingError, initialise, public_uri, track
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with results and an initialised store; making the store takes seconds."""
-    root = tmp_path_factory.mktemp("project")
-    results = samples.project(root)
-    for name in samples.OPS_OF:
-        samples.write(results, name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        initialise(samples.config(), Path("mlflow/ready.json"))
-    return root
-
-
-@pytest.fixture
-def project(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shared project as working directory."""
-    monkeypatch.chdir(store)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return store
+from evaluation.store import TrackingError, public_uri, store_client
+from evaluation.tracking import initialise, track
 
 
 @pytest.fixture
@@ -62,9 +41,7 @@ def runs(project: Path, request: pytest.FixtureRequest) -> Callable[[], list[Any
 
 
 def client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri="sqlite:///mlflow/mlflow.db")
+    return store_client()
 
 
 def test_initialise_makes_store_and_experiment_and_may_be_repeated(project: Path) -> None:
@@ -120,6 +97,9 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
         "kernel_configuration/norms.yaml",
         "programs/rmsnorm.txt",
         "programs/qk_norm.txt",
+        "plots/latency_measured.png",
+        "plots/token_latencies_measured.png",
+        "plots/ops_predicted_trn2.png",
     }
 
 

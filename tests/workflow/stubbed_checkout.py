@@ -82,6 +82,14 @@ def track(config, name, results, output):
     "evaluation/report.py": """
 def report(config, results, summary, html):
     run("report", "all", summary, html)
+    from evaluation.records import ConfigurationSummary, Summary
+    each = ConfigurationSummary(
+        verdict="pass", reasons=[], device="simulator", metrics={}, kernel_calls={},
+        mlflow_run_id=None,
+    )
+    Summary(
+        model="tiny", evaluation="e", configurations=dict.fromkeys(config.configurations, each)
+    ).write(summary)
 if __name__ == "__main__":
     from pathlib import Path
     Path("results/report.html").write_text("partial: " + " ".join(sys.argv[1:]))

@@ -1,0 +1,30 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart; a count in full."""
+    if not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) or value == 0 or 99.95 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    if 1e-3 <= abs(value) < 99.95:
+        return f"{value:#.3g}"
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def percent(value: float) -> str:
+    """A share as percent: two significant digits if small, one decimal otherwise."""
+    return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
+
+
+def gate_value(value: float | str | None) -> str:
+    """A gate's value: counts are whole, what is missing is said."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, str):
+        return value
+    return number(int(value) if value.is_integer() else value)

@@ -1,0 +1,225 @@
+"""What counts as worse than the champion, and that what is not known counts as worse."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import samples
+from rich.console import Console
+
+from evaluation.champion import Champion
+from evaluation.provenance import cpu_model
+from evaluation.records import RegressionRecord, RegressionRow
+from evaluation.regression import choose_candidate, compare
+from evaluation.results import ConfigurationResults
+from evaluation.terminal import print_regression
+from model.configuration import ConfigurationError
+
+OPS = ["rmsnorm", "qk_norm"]
+
+
+def results(slower: float = 1.0, predicted: float = 1.0, **quality: Any) -> ConfigurationResults:
+    return ConfigurationResults(
+        name="norms",
+        manifest=samples.manifest("norms", OPS),
+        trace=samples.trace("norms", OPS, predicted),
+        generation=samples.generation("norms", OPS, slower),
+        accuracy=samples.accuracy("norms", OPS, **quality),
+    )
+
+
+def champion(**changes: Any) -> Champion:
+    whole: dict[str, Any] = {
+        "configuration": "norms",
+        "version": "3",
+        "mlflow_run_id": "r",
+        "fingerprint": "f",
+        "evaluation": "e",
+        "git_commit": "abc",
+        "cpu": cpu_model(),
+        "results": results(),
+    }
+    return Champion(**(whole | changes))
+
+
+def check(
+    found: ConfigurationResults, against: Champion | None = None, evaluation: str = "e"
+) -> RegressionRecord:
+    return compare(
+        samples.config(), against or champion(), found, fingerprint="g", evaluation=evaluation
+    )
+
+
+def rows(record: RegressionRecord, source: str) -> list[RegressionRow]:
+    return [row for row in record.rows if row.source == source]
+
+
+def with_task(found: ConfigurationResults, **metrics: float) -> ConfigurationResults:
+    assert found.accuracy is not None
+    tasks = [
+        task.model_copy(update={"metrics": {k: metrics.get(k, v) for k, v in task.metrics.items()}})
+        for task in found.accuracy.tasks
+    ]
+    return replace(found, accuracy=found.accuracy.model_copy(update={"tasks": tasks}))
+
+
+def test_equal_results_pass_in_every_row() -> None:
+    record = check(results())
+    assert record.verdict == "pass"
+    assert record.reasons == []
+    assert {row.source for row in record.rows} == {"measured", "predicted", "quality"}
+    assert all(row.outcome == "equal" for row in record.rows)
+
+
+def test_a_measured_slowdown_beyond_the_threshold_fails() -> None:
+    record = check(results(slower=1.1))
+    assert record.verdict == "fail"
+    assert {row.outcome for row in rows(record, "measured")} == {"worse"}
+    assert {row.outcome for row in rows(record, "predicted")} == {"equal"}
+    assert any("measured TPOT" in reason and "10.0%" in reason for reason in record.reasons)
+
+
+def test_a_slowdown_within_the_threshold_passes() -> None:
+    assert check(results(slower=1.04)).verdict == "pass"
+
+
+def test_a_predicted_slowdown_is_gated_apart() -> None:
+    record = check(results(predicted=1.02))
+    assert record.verdict == "fail"
+    assert {row.outcome for row in rows(record, "measured")} == {"equal"}
+    assert {row.what for row in rows(record, "predicted") if row.outcome == "worse"} == {
+        "TTFT, for trn2", "TTFT, for trn3", "TPOT, for trn2", "TPOT, for trn3",
+    }  # fmt: skip
+
+
+def test_faster_is_better_and_passes() -> None:
+    record = check(results(slower=0.5, predicted=0.5))
+    assert record.verdict == "pass"
+    assert {row.outcome for row in rows(record, "measured")} == {"better"}
+    assert {row.outcome for row in rows(record, "predicted")} == {"better"}
+
+
+def test_a_noisy_slowdown_is_not_significant() -> None:
+    noisy = results()
+    assert noisy.generation is not None
+    prompts = [
+        prompt.model_copy(
+            update={
+                "runs": [
+                    run.model_copy(
+                        update={
+                            "ttft_ms": run.ttft_ms * scale,
+                            "itl_ms": [x * scale for x in run.itl_ms],
+                            "end_to_end_ms": run.end_to_end_ms * scale,
+                        }
+                    )
+                    for run in prompt.runs
+                ]
+            }
+        )
+        for prompt, scale in zip(noisy.generation.prompts, (0.7, 1.1, 1.6), strict=True)
+    ]
+    generation = noisy.generation.model_copy(update={"prompts": prompts})
+    record = check(replace(noisy, generation=generation))
+    assert record.verdict == "pass"
+    assert {row.outcome for row in rows(record, "measured")} == {"equal"}
+
+
+def test_a_failed_verdict_fails() -> None:
+    record = check(results(kl=0.2, passed=False))
+    assert record.verdict == "fail"
+    assert record.reasons[0].startswith("its verdict is fail: ")
+
+
+def test_an_error_that_grew_fails_though_it_is_within_the_gates() -> None:
+    # Median KL of the samples is a fifth of `kl`: from 2.4e-6 to 8e-5, the gate being 3e-4.
+    record = check(results(kl=4e-4))
+    assert record.verdict == "fail"
+    assert any(row.what.startswith("median KL") for row in record.rows if row.outcome == "worse")
+
+
+def test_an_error_that_grew_within_a_quarter_of_its_tolerance_is_no_loss() -> None:
+    assert check(results(kl=1e-4)).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "verdict"),
+    [
+        ({"acc": 0.83}, "pass"),
+        ({"acc": 0.81}, "fail"),
+        ({"acc": 0.99}, "pass"),
+        ({"word_perplexity": 4.25}, "pass"),
+        ({"word_perplexity": 4.4}, "fail"),
+        ({"word_perplexity": 3.0}, "pass"),
+    ],
+)
+def test_tasks(metrics: dict[str, float], verdict: str) -> None:
+    assert check(with_task(results(), **metrics)).verdict == verdict
+
+
+def test_fewer_agreements_fail() -> None:
+    found = results()
+    assert found.accuracy is not None
+    logits = [x.model_copy(update={"top1_agreement": 0.97}) for x in found.accuracy.logits]
+    record = check(replace(found, accuracy=found.accuracy.model_copy(update={"logits": logits})))
+    assert record.verdict == "fail"
+    assert any("top-1 agreement" in reason for reason in record.reasons)
+
+
+@pytest.mark.parametrize("missing", ["generation", "trace", "accuracy"])
+def test_what_the_candidate_lacks_fails(missing: str) -> None:
+    record = check(replace(results(), **{missing: None}))
+    assert record.verdict == "fail"
+    assert any(row.outcome == "not comparable" and row.why for row in record.rows)
+
+
+def test_a_task_that_is_gone_fails() -> None:
+    found = results()
+    assert found.accuracy is not None
+    accuracy = found.accuracy.model_copy(update={"tasks": found.accuracy.tasks[:1]})
+    record = check(replace(found, accuracy=accuracy))
+    assert any("nano_text" in reason and "not measured" in reason for reason in record.reasons)
+
+
+def test_another_shape_of_prediction_is_not_compared() -> None:
+    found = results()
+    assert found.trace is not None
+    record = check(replace(found, trace=found.trace.model_copy(update={"context": 1024})))
+    assert {row.why for row in rows(record, "predicted")} == {"of another shape"}
+    assert record.verdict == "fail"
+
+
+def test_another_machine_is_not_compared() -> None:
+    record = check(results(), champion(cpu="another CPU"))
+    assert record.verdict == "fail"
+    assert [row.outcome for row in rows(record, "measured")] == ["not comparable"]
+    assert {row.outcome for row in rows(record, "quality")} == {"equal"}
+
+
+def test_another_evaluation_compares_nothing() -> None:
+    record = check(results(), evaluation="other")
+    assert record.rows == []
+    assert record.verdict == "fail"
+    assert "other prompts" in record.reasons[0]
+
+
+def test_which_configuration_is_the_candidate() -> None:
+    assert choose_candidate(samples.config(), "norms") == "norms"
+    assert choose_candidate(samples.config(configurations=["baseline", "all"]), "norms") == "all"
+    assert choose_candidate(samples.config(candidate="rmsnorm"), "norms") == "rmsnorm"
+    with pytest.raises(ConfigurationError, match="candidate=NAME"):
+        choose_candidate(samples.config(configurations=["baseline", "all", "silu"]), "norms")
+
+
+def test_the_terminals_table_says_why() -> None:
+    screen = io.StringIO()
+    print_regression(check(results(slower=1.1)), Console(file=screen, width=140))
+    text = screen.getvalue()
+    assert "norms against the champion norms (version 3, commit abc)" in text
+    assert "✗ worse" in text
+    assert "significantly slower" in text
+    assert "norms is worse than the champion" in text
+    assert "\x1b" not in text
