@@ -7,7 +7,7 @@ compared, fails the check, and the row says why.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evaluation.champion import Champion, read_champion
@@ -23,8 +23,6 @@ from model.configuration import Config, ConfigurationError, Regression
 from model.records import TraceSummary
 
 BASELINE = "baseline"
-QUARTER = 0.25
-"""Of an error's tolerance: an error below it is no loss, however small the champion's is."""
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "brier_score", "loss")
 
 
@@ -196,25 +194,49 @@ def _quality_rows(
     config: Config, champion: ConfigurationResults, found: ConfigurationResults
 ) -> Iterator[RegressionRow]:
     limits, tolerances = config.regression, config.accuracy.tolerances
-    errors = {
-        "relative L2 error, fp32": ("float32", "relative_l2_error", tolerances.float32_relative_l2),
-    }
+    errors: list[tuple[str, float, Callable[[ConfigurationResults], float | None]]] = [
+        (
+            "relative L2 error, fp32",
+            tolerances.float32_relative_l2,
+            lambda found: worst(found, "float32", "relative_l2_error"),
+        )
+    ]
     if config.dtype == "bfloat16":
-        errors["median KL from HF, bf16"] = (
-            "bfloat16", "kl_per_token_median", tolerances.bfloat16_kl_per_token,
-        )  # fmt: skip
-    for what, (dtype, measure, tolerance) in errors.items():
-        old, new = worst(champion, dtype, measure), worst(found, dtype, measure)
-        allowed = None if old is None else max(
-            old * (1 + limits.error_growth), QUARTER * tolerance
-        )  # fmt: skip
-        yield _row(what, old, new, most=allowed)
+        errors += [
+            (
+                "error over HF bf16's own, median token",
+                tolerances.bfloat16_error_ratio,
+                lambda found: _rounding(found, "error_median_ratio"),
+            ),
+            (
+                "share of tokens further off than HF bf16",
+                tolerances.bfloat16_further_share,
+                lambda found: _rounding(found, "further_share"),
+            ),
+            (
+                "KL over HF bf16's own, 90th percentile",
+                tolerances.bfloat16_kl_p90_ratio,
+                lambda found: _rounding(found, "kl_p90_ratio"),
+            ),
+        ]
+    for what, tolerance, value in errors:
+        old = value(champion)
+        room = None if old is None else old + limits.error_growth * max(tolerance - old, 0.0)
+        yield _row(what, old, value(found), most=room)
     old, new = (worst(x, config.dtype, "top1_agreement") for x in (champion, found))
     yield _row(
         f"top-1 agreement, {config.dtype}", old, new,
         least=None if old is None else old - limits.agreement_loss,
     )  # fmt: skip
     yield from _task_rows(limits, champion.accuracy, found.accuracy)
+
+
+def _rounding(found: ConfigurationResults, measure: str) -> float | None:
+    """The worse of both graphs."""
+    values = [
+        float(getattr(x, measure)) for x in (found.accuracy.rounding if found.accuracy else [])
+    ]
+    return max(values, default=None)
 
 
 def _task_rows(

@@ -178,9 +178,9 @@ class Regression(Section):
     """Share. A slowdown fails if it is greater and its 95 % interval excludes none at all."""
     predicted_slowdown: Positive = 0.01
     """Share. Predictions have no noise: any greater slowdown fails."""
-    error_growth: Positive = 0.5
-    """Share by which an error of the logits may grow. Roundings differ between right kernels;
-    growth within a quarter of the error's own tolerance never counts."""
+    error_growth: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """How far an error of the logits may go from the champion's towards its tolerance, as a share
+    of the way: roundings differ between right kernels."""
     agreement_loss: Positive = 0.01
     """Absolute, of top-1 agreement."""
     task_loss: Positive = 0.02
