@@ -4,7 +4,8 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from kernels.tiling import broadcast_row, load_rows, reciprocal_root
+from kernels.rmsnorm import apply_norm
+from kernels.tiling import broadcast_row, core_share, load_rows, sum_of_squares
 
 
 @nki.jit
@@ -41,31 +42,21 @@ def nki_fused_add_rmsnorm_kernel(x, residual, weight, eps=1e-6):
     )
     out = nl.ndarray((rows, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     total = nl.ndarray((rows, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
-    core = nl.program_id(0)
-    cores = nl.num_programs()
-    last = rows * (core + 1) // cores
+    first, last = core_share(rows)
     weight_tile = None
-    for start in range(rows * core // cores, last, nl.tile_size.pmax):
+    pending = None
+    for start in range(first, last, nl.tile_size.pmax):
         count = min(nl.tile_size.pmax, last - start)
-        x_tile = load_rows(x, start, count)
+        tile = load_rows(x, start, count)
         residual_tile = load_rows(residual, start, count)
         if weight_tile == None:  # noqa: E711  after the first rows, which are needed first
             weight_tile = broadcast_row(weight, count, hidden)
-        nisa.tensor_tensor(dst=x_tile, data1=x_tile, data2=residual_tile, op=nl.add)
-        nisa.dma_copy(dst=total[start : start + count, :], src=x_tile)
-        squares = nl.ndarray((count, hidden), dtype=nl.float32, buffer=nl.sbuf)
-        factor = nl.ndarray((count, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation_reduce(
-            dst=squares, op=nl.square, data=x_tile, reduce_op=nl.add, reduce_res=factor
-        )
-        reciprocal_root(factor, hidden, eps)
-        nisa.scalar_tensor_tensor(
-            dst=residual_tile,
-            data=x_tile,
-            op0=nl.multiply,
-            operand0=factor,
-            op1=nl.multiply,
-            operand1=weight_tile[0:count, :],
-        )
-        nisa.dma_copy(dst=out[start : start + count, :], src=residual_tile)
+        nisa.tensor_tensor(dst=tile, data1=tile, data2=residual_tile, op=nl.add)
+        nisa.dma_copy(dst=total[start : start + count, :], src=tile)
+        squares = sum_of_squares(tile)
+        if pending != None:  # noqa: E711  the Scalar engine takes the next squares first
+            apply_norm(pending[0], pending[1], weight_tile, eps, out, start - nl.tile_size.pmax)
+        pending = (tile, squares)
+    if pending != None:  # noqa: E711
+        apply_norm(pending[0], pending[1], weight_tile, eps, out, last - pending[0].shape[0])
     return out, total

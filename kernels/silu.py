@@ -4,13 +4,16 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from kernels.tiling import core_share
+
 
 @nki.jit
-def nki_silu_kernel(x, tile_columns=512):
+def nki_silu_kernel(x, tile_columns=2048):
     """out = x * sigmoid(x), element by element, in fp32 with one final cast.
 
     The op has no structure, so a tensor whose size divides by 128 is taken as 128 long rows:
-    all partitions work and DMA descriptors are long, whatever shape it had.
+    all partitions work and DMA descriptors are long, whatever shape it had. On two cores (LNC2)
+    each takes half of the columns of these, or else half of the rows.
 
     Args:
         x: HBM tensor [rows, columns], fp32 or bf16.
@@ -31,10 +34,15 @@ def nki_silu_kernel(x, tile_columns=512):
         rows = nl.tile_size.pmax
         source = x.reshape((rows, columns))
         destination = out.reshape((rows, columns))
-    for start in range(0, rows, nl.tile_size.pmax):
-        count = min(nl.tile_size.pmax, rows - start)
-        for left in range(0, columns, tile_columns):
-            width = min(tile_columns, columns - left)
+    first, last = core_share(rows)
+    begin, end = 0, columns
+    if rows == nl.tile_size.pmax:
+        first, last = 0, rows
+        begin, end = core_share(columns)
+    for start in range(first, last, nl.tile_size.pmax):
+        count = min(nl.tile_size.pmax, last - start)
+        for left in range(begin, end, tile_columns):
+            width = min(tile_columns, end - left)
             tile = nl.ndarray((count, width), dtype=x.dtype, buffer=nl.sbuf)
             nisa.dma_copy(dst=tile, src=source[start : start + count, left : left + width])
             result = nl.ndarray((count, width), dtype=x.dtype, buffer=nl.sbuf)

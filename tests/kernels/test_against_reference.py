@@ -143,7 +143,7 @@ def test_limits_are_refused_with_the_argument_and_the_limit() -> None:
     assert "q and k must have as many tokens" in refusal(
         lambda: run("nki_qk_rmsnorm_kernel", [q, k[:, :3], w, w, 1e-6])
     )
-    assert "a weight must have head_dim" in refusal(
+    assert "q_weight must have head_dim" in refusal(
         lambda: run("nki_qk_rmsnorm_kernel", [q, k, w[:4], w, 1e-6])
     )
 
