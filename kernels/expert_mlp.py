@@ -5,7 +5,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from kernels.blocks import contraction_split, load_contraction, transpose_into
-from kernels.gated_mlp import gated_inner, load_scales, project_down, weight_view
+from kernels.gated_mlp import down_parts, gated_inner, load_scales, project_down, weight_view
 from kernels.tiling import load_rows
 
 
@@ -72,8 +72,7 @@ def nki_fused_expert_mlp_kernel(
     assert not low or x.dtype == nl.bfloat16, (
         "nki_fused_expert_mlp_kernel: x must be bfloat16 with fp8 weights"
     )
-    gate_scales = None
-    up_scales = None
+    scales = None
     if low:
         assert gate_scale != None, (  # noqa: E711
             "nki_fused_expert_mlp_kernel: fp8 weights need gate_scale"
@@ -81,19 +80,24 @@ def nki_fused_expert_mlp_kernel(
         assert up_scale != None, (  # noqa: E711
             "nki_fused_expert_mlp_kernel: fp8 weights need up_scale"
         )
-        gate_scales = load_scales(gate_scale, 0, inner_width)
-        up_scales = load_scales(up_scale, 0, inner_width)
+        columns = (
+            load_scales(gate_scale, 0, inner_width),
+            load_scales(up_scale, 0, inner_width),
+        )
+        scales = []
+        for c in range(columns[0].shape[1]):
+            scales.append((columns[0][:, c : c + 1], columns[1][:, c : c + 1]))
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     core = nl.program_id(0)
     cores = nl.num_programs()
     gate = load_contraction(weights[0], 0, inner_width)
     up = load_contraction(weights[1], 0, inner_width)
-    down = load_contraction(weights[2], 0, hidden)
+    down = down_parts(load_contraction(weights[2], 0, hidden), inner_width)
     last = tokens * (core + 1) // cores
     for start in range(tokens * core // cores, last, token_block):
         block = min(token_block, last - start)
         x_t = load_transposed(x, start, block, evict_engine)
-        inner = gated_inner(x_t, gate, up, gate_scales, up_scales)
+        inner = gated_inner(x_t, gate, up, scales)
         for first in range(0, block, nl.tile_size.pmax):
             count = min(nl.tile_size.pmax, block - first)
             rows = project_down(inner, first, count, down, evict_engine)

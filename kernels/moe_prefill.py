@@ -6,7 +6,14 @@ import nki.language as nl
 
 from kernels.blocks import contraction_split, transpose_into
 from kernels.expert_aggregation import diagonal_weights, identity, weighted_sum
-from kernels.gated_mlp import gated_inner, project_down, weight_view
+from kernels.gated_mlp import (
+    down_parts,
+    gated_inner,
+    gated_inner_shared,
+    project_down,
+    shared_columns,
+    weight_view,
+)
 from kernels.moe_grouping import (
     capacities,
     gather_lists,
@@ -183,33 +190,47 @@ def sorted_scales(scales, places, inner):
         inner: inner columns of an expert.
 
     Returns:
-        SBUF tile [inner partitions, 2, parts, E], fp32.
+        For each part of the inner columns (see `gated_inner`) a pair of SBUF views [inner
+        partitions, E], fp32: of gate, of up.
     """
     experts = places.shape[0]
-    partitions, parts = contraction_split(inner)
     rows = load_rows(scales, 0, experts)
-    result = nl.ndarray((partitions, 2, parts, experts), dtype=nl.float32, buffer=nl.sbuf)
-    for half in range(2):
-        for c in range(parts):
-            turned = nl.ndarray((partitions, experts), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_matmul(
-                dst=turned,
-                stationary=rows[:, half * inner + c : (half + 1) * inner : parts],
-                moving=places,
-                accumulate=False,
-            )
-            nisa.tensor_copy(dst=result[:, half, c, :], src=turned)
+    rest = shared_columns(inner)
+    if rest > 0:
+        halves = rows.reshape((experts, 2, inner))
+        both = turned_scales(halves[:, :, P:inner], 2 * rest, places)
+        first = turned_scales(rows[:, 0:P], P, places)
+        second = turned_scales(rows[:, inner : inner + P], P, places)
+        return [(first, second), (both[0:rest, :], both[rest : 2 * rest, :])]
+    partitions, parts = contraction_split(inner)
+    result = []
+    for c in range(parts):
+        first = turned_scales(rows[:, c:inner:parts], partitions, places)
+        second = turned_scales(rows[:, inner + c : 2 * inner : parts], partitions, places)
+        result.append((first, second))
     return result
 
 
-def row_numbers(order, rows):
-    """The rows of each visit's expert in a table with `rows` rows each: SBUF [rows, E] int32."""
+def turned_scales(rows, columns, places):
+    """SBUF rows [E, columns] of scales as a new SBUF tile [columns, E], in visiting order."""
+    turned = nl.ndarray((columns, places.shape[1]), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(dst=turned, stationary=rows, moving=places, accumulate=False)
+    result = nl.ndarray(turned.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=result, src=turned)
+    return result
+
+
+def row_numbers(order, rows, first, each):
+    """Rows of each visit's expert in a table with `each` rows per expert: SBUF [rows, E] int32.
+
+    Row p of the result is the expert's row first + p.
+    """
     experts = order.shape[1]
     own = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.iota(dst=own, pattern=[[0, 1]], offset=0, channel_multiplier=1)
+    nisa.iota(dst=own, pattern=[[0, 1]], offset=first, channel_multiplier=1)
     numbers = nl.ndarray((rows, experts), dtype=nl.int32, buffer=nl.sbuf)
     nisa.tensor_scalar(
-        dst=numbers, data=order[0:rows, :], op0=nl.multiply, operand0=float(rows), op1=nl.add,
+        dst=numbers, data=order[0:rows, :], op0=nl.multiply, operand0=float(each), op1=nl.add,
         operand1=own,
     )  # fmt: skip
     return numbers
@@ -242,24 +263,39 @@ def weight_loaders(tensors, order, partitions, tiles, buffers):
     is never skipped: for it the number is taken modulo the experts.
 
     Returns:
-        (gate_up tiles, down tiles, tables, always, numbers): tables are the weights as HBM
-        [rows, elements]; always and numbers are pairs of SBUF [rows, E] int32.
+        (gate_up tiles, down tiles, places, always, numbers): places are (which tile, first and
+        last partition, first element, HBM table [rows, elements]); always and numbers hold an
+        SBUF [128, E] int32 for each of them.
     """
     gate_up, down = tensors
     experts, inner, hidden = down.shape
-    inner_partitions, parts = contraction_split(inner)
-    tables = (
-        gate_up.reshape((experts * partitions, tiles * 2 * inner)),
-        down.reshape((experts * inner_partitions, parts * hidden)),
-    )
+    rest = shared_columns(inner)
+    places = [(0, 0, partitions, 0, gate_up.reshape((experts * partitions, tiles * 2 * inner)))]
+    offsets = [(0, partitions)]
+    if rest > 0:
+        inner_partitions, parts = P, 2
+        table = down.reshape((experts * inner, hidden))
+        places.append((1, 0, P, 0, table))
+        places.append((1, rest, 2 * rest, hidden, table))
+        offsets.append((0, inner))
+        offsets.append((P - rest, inner))  # partition `rest` has row 128
+    else:
+        inner_partitions, parts = contraction_split(inner)
+        table = down.reshape((experts * inner_partitions, parts * hidden))
+        places.append((1, 0, inner_partitions, 0, table))
+        offsets.append((0, inner_partitions))
     real = nl.ndarray(order.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=real, data=order, op0=nl.greater_equal, operand0=float(experts), op1=nl.multiply,
         operand1=-float(experts),
     )  # fmt: skip
     nisa.tensor_tensor(dst=real, data1=real, data2=order, op=nl.add)
-    always = (row_numbers(real, partitions), row_numbers(real, inner_partitions))
-    numbers = (row_numbers(order, partitions), row_numbers(order, inner_partitions))
+    always = []
+    numbers = []
+    for n in range(len(places)):
+        first, each = offsets[n]
+        always.append(row_numbers(real, places[n][2], first, each))
+        numbers.append(row_numbers(order, places[n][2], first, each))
     first_tiles = []
     second_tiles = []
     for _ in range(buffers):
@@ -269,16 +305,23 @@ def weight_loaders(tensors, order, partitions, tiles, buffers):
         second_tiles.append(
             nl.ndarray((inner_partitions, parts, hidden), dtype=down.dtype, buffer=nl.sbuf)
         )
-    return first_tiles, second_tiles, tables, always, numbers
+    return first_tiles, second_tiles, places, always, numbers
 
 
 def load_weights(loaders, visits, turn):
     """Load the weights of this core's visit number `turn` into their buffers."""
-    first_tiles, second_tiles, tables, always, numbers = loaders
-    buffer = turn % len(first_tiles)
-    rows = always if turn < len(first_tiles) else numbers
-    load_rows_by_number(first_tiles[buffer], tables[0], rows[0], visits[turn])
-    load_rows_by_number(second_tiles[buffer], tables[1], rows[1], visits[turn])
+    buffer = turn % len(loaders[0])
+    numbers = loaders[3] if turn < len(loaders[0]) else loaders[4]
+    column = visits[turn]
+    for n in range(len(numbers)):
+        which, first, last, left, table = loaders[2][n]
+        tile = loaders[which][buffer]
+        flat = tile.reshape((tile.shape[0], tile.shape[1] * tile.shape[2]))
+        load_rows_by_number(
+            flat[first:last, left : left + table.shape[1]],
+            table,
+            numbers[n][first:last, column : column + 1],
+        )
 
 
 def token_jobs(visits, sizes, starts, token_block):
@@ -308,24 +351,32 @@ def run_jobs(jobs, x_t, lists, region, loaders, visits, factors, results, engine
             ahead = gather_tokens(jobs[n + 1], x_t, lists, region)
         gate_up_tile = loaders[0][turn % buffers]
         down_tile = loaders[1][turn % buffers]
-        gate_scales = None
-        up_scales = None
-        if factors != None:  # noqa: E711
-            gate_scales = factors[:, 0, :, visits[turn]]
-            up_scales = factors[:, 1, :, visits[turn]]
-        active = gated_inner(
-            tokens_t,
-            gate_up_tile[:, :, 0:inner],
-            gate_up_tile[:, :, inner : 2 * inner],
-            gate_scales,
-            up_scales,
-        )
+        scales = visit_scales(factors, visits[turn])
+        if shared_columns(inner) > 0:
+            active = gated_inner_shared(tokens_t, gate_up_tile, scales)
+        else:
+            active = gated_inner(
+                tokens_t,
+                gate_up_tile[:, :, 0:inner],
+                gate_up_tile[:, :, inner : 2 * inner],
+                scales,
+            )
         for row in range(0, count, P):
             some = min(P, count - row)
-            rows = project_down(active, row, some, down_tile, engine)
+            rows = project_down(active, row, some, down_parts(down_tile, inner), engine)
             nisa.dma_copy(dst=results[slot + row : slot + row + some, :], src=rows)
         if last and turn + buffers < len(visits):
             load_weights(loaders, visits, turn + buffers)
+
+
+def visit_scales(factors, i):
+    """Columns of the visit's expert from what `sorted_scales` returns, or None."""
+    if factors == None:  # noqa: E711
+        return None
+    scales = []
+    for pair in factors:
+        scales.append((pair[0][:, i : i + 1], pair[1][:, i : i + 1]))
+    return scales
 
 
 def gather_tokens(job, x_t, lists, region):
@@ -345,15 +396,12 @@ def gather_tokens(job, x_t, lists, region):
     return gathered.ap(pattern=[[count * tiles, partitions], [1, tiles], [tiles, count]], offset=0)
 
 
-def load_rows_by_number(tile, table, numbers, i):
-    """tile[p] = table[numbers[p, i]], by DMA; rows beyond the table are left as they are."""
-    partitions = tile.shape[0]
-    width = table.shape[1]
+def load_rows_by_number(tile, table, numbers):
+    """tile[p] = table[numbers[p]], by DMA; rows beyond the table are left as they are."""
+    partitions, width = tile.shape
     nisa.dma_copy(
-        dst=tile.reshape((partitions, width)),
-        src=table.ap(
-            pattern=[[width, partitions], [1, width]], offset=0, vector_offset=numbers[:, i : i + 1]
-        ),
+        dst=tile,
+        src=table.ap(pattern=[[width, partitions], [1, width]], offset=0, vector_offset=numbers),
         oob_mode=nisa.oob_mode.skip,
     )
 
