@@ -36,7 +36,7 @@ def nki_moe_prefill_kernel(
     down,
     scales=None,
     capacity_step=16,
-    token_block=128,
+    token_block=None,
     buffers=6,
     evict_engine="both",
 ):
@@ -65,7 +65,8 @@ def nki_moe_prefill_kernel(
         scales: HBM tensor [experts, 2 * inner] fp32 with fp8 weights: of the gate columns,
             then of the up columns times down rows (kernels/quantise.py); else None.
         capacity_step: slots of a visit are a multiple of this, itself a multiple of 16.
-        token_block: tokens of a visit at a time, a multiple of 16 up to 512.
+        token_block: tokens of a visit at a time, a multiple of 16 up to 512; None: 128, beyond
+            1024 tokens 256.
         buffers: experts whose weights are in SBUF at a time, if so many fit.
         evict_engine: "vector", "scalar" or "both": who copies products out of PSUM.
 
@@ -118,6 +119,8 @@ def nki_moe_prefill_kernel(
         "nki_moe_prefill_kernel: gate_up must have an even number of experts on two cores"
     )
     assert capacity_step % 16 == 0, "nki_moe_prefill_kernel: capacity_step must be a multiple of 16"
+    if token_block == None:  # noqa: E711
+        token_block = 128 if tokens <= 1024 else 256
     assert token_block % 16 == 0 and 16 <= token_block <= 512, (  # noqa: PT018
         "nki_moe_prefill_kernel: token_block must be a multiple of 16 up to 512"
     )
