@@ -4,8 +4,6 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from kernels.tiling import core_share
-
 
 @nki.jit
 def nki_silu_kernel(x, tile_columns=2048):
@@ -34,11 +32,13 @@ def nki_silu_kernel(x, tile_columns=2048):
         rows = nl.tile_size.pmax
         source = x.reshape((rows, columns))
         destination = out.reshape((rows, columns))
-    first, last = core_share(rows)
+    core = nl.program_id(0)
+    cores = nl.num_programs()
+    first, last = rows * core // cores, rows * (core + 1) // cores
     begin, end = 0, columns
     if rows == nl.tile_size.pmax:
         first, last = 0, rows
-        begin, end = core_share(columns)
+        begin, end = columns * core // cores, columns * (core + 1) // cores
     for start in range(first, last, nl.tile_size.pmax):
         count = min(nl.tile_size.pmax, last - start)
         for left in range(begin, end, tile_columns):
