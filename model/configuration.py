@@ -165,6 +165,21 @@ class Accuracy(Section):
     tolerances: Tolerances = Tolerances()
 
 
+class Neuron(Section):
+    """`device: neuron`: NxD Inference. docs/trn2.md"""
+
+    tp_degree: PositiveInt = 4
+    """Ranks, each a logical NeuronCore; a trn2 chip has 4 of two physical cores each."""
+    logical_nc_config: Literal[1, 2] = 2
+    """Physical cores of a logical one (LNC); kernels are launched on so many."""
+    token_generation_buckets: list[PositiveInt] | None = None
+    """Cache lengths compiled for token generation; `[buckets.max_length]` if null."""
+    work_directory: str = "results/neuron"
+    """Where each configuration has a folder for what NxD and neuronx-cc write. It needs room."""
+    options: dict[str, bool | int | float | str | list[int] | None] = {}
+    """Further keywords of NxD Inference's MoENeuronConfig; unknown ones are refused."""
+
+
 class Tracking(Section):
     """MLflow. `MLFLOW_TRACKING_URI` replaces the store."""
 
@@ -193,13 +208,13 @@ class Config(Section):
     model: Name
     models: dict[Name, ModelSource]
     configurations: Annotated[list[Name], Field(min_length=1)]
-    device: Literal["simulator"] = "simulator"
-    """`neuron` is refused until a stage runs there: no other clock may pass for it."""
+    device: Literal["simulator", "neuron"] = "simulator"
     target: Literal["trn2", "trn3"] = "trn2"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     buckets: Buckets
     generate: Generate
     accuracy: Accuracy
+    neuron: Neuron = Neuron()
     tracking: Tracking = Tracking()
     regression: Regression = Regression()
     champion: Name | None = None

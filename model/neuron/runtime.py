@@ -1,0 +1,284 @@
+"""The interface of `model.runtime.LanguageModel` over NxD Inference.
+
+Two applications: one generates, a prompt at a time; one scores, `batch_size` sequences at a
+time, with logits of all positions from context encoding. Each is loaded when first used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import read_config
+from model.configuration import Config, KernelConfiguration, Sampling
+from model.neuron.application import Application, Kind, build, load_application, work_directory
+from model.neuron.availability import on_cpu, require
+from model.neuron.compiled import CompiledGraphs
+from model.ops import GRAPHS, OpCheck
+from model.records import CheckpointRecord, Graph
+from model.runtime import Generation, PromptError, check_buckets, checkpoint_directory, choose
+
+
+class NeuronLanguageModel:
+    """A kernel configuration's model in NxD Inference."""
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        configuration: KernelConfiguration,
+        directory: Path,
+        dtype: str,
+        batch_size: int,
+        check_ops: bool,
+    ) -> None:
+        """See `load`."""
+        architecture = read_config(directory)
+        check_buckets(config, architecture)
+        self.buckets = config.buckets.context_encoding
+        self.max_length = config.buckets.max_length
+        self.batch_size = batch_size
+        self.vocab_size = architecture.vocab_size
+        self._config = config
+        self._name = name
+        self._kernels = configuration
+        self._directory = directory
+        self._dtype = dtype
+        self._check_ops = check_ops
+        self._loaded: dict[Kind, Application] = {}
+        self._runs: dict[Kind, dict[Graph, int]] = {}
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer (a transformers fast tokenizer)."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
+        return self._tokenizer
+
+    def kernel_calls(self) -> dict[str, dict[Graph, int]]:
+        """Kernel -> graph -> calls so far.
+
+        In CPU mode each was counted. On a device, where kernels are part of the graphs, it is
+        how often a graph ran, times the calls counted in it when it was compiled.
+        """
+        calls: dict[str, dict[Graph, int]] = {
+            chosen.kernel.rpartition(":")[2]: dict.fromkeys(GRAPHS, 0)
+            for chosen in self._kernels.ops.values()
+        }
+        for kind, application in self._loaded.items():
+            for kernel, counted in self._calls_of(kind, application).items():
+                for graph in GRAPHS:
+                    calls[kernel][graph] += counted[graph]
+        return calls
+
+    def _calls_of(self, kind: Kind, application: Application) -> dict[str, dict[Graph, int]]:
+        if on_cpu():
+            return application.ops.kernel_calls()
+        graphs = CompiledGraphs.of(work_directory(self._config, self._name, kind))
+        return {
+            kernel: {graph: calls[graph] * self._runs[kind][graph] for graph in GRAPHS}
+            for kernel, calls in graphs.kernel_calls.items()
+        }
+
+    def op_checks(self) -> list[OpCheck]:
+        """The kernels against their references; empty unless loaded with `check_ops`, in CPU mode.
+
+        On a device, kernels are part of the graphs: only logits come out of these.
+        """
+        merged: dict[tuple[str, str], OpCheck] = {}
+        for application in self._loaded.values():
+            for check in application.ops.op_checks():
+                key = (check.op, check.dtype)
+                merged[key] = _both(merged[key], check) if key in merged else check
+        return list(merged.values())
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[list[int]]) -> list[Tensor]:
+        """Logits of every position, by context encoding: per sequence fp32 [len, vocab]."""
+        found: list[Tensor] = []
+        for start in range(0, len(sequences), self.batch_size):
+            batch = sequences[start : start + self.batch_size]
+            rows = self._encode("scoring", batch)
+            found += [rows[i, : len(tokens)].clone() for i, tokens in enumerate(batch)]
+        return found
+
+    @torch.inference_mode()
+    def decode_logits(self, sequences: Sequence[list[int]], prefix: int) -> list[Tensor]:
+        """Logits by token generation: the first `prefix` tokens are encoded, the rest fed.
+
+        Returns:
+            Per sequence fp32 [len - prefix, vocab]; row i follows token `prefix + i`.
+        """
+        shortest = min(map(len, sequences), default=prefix + 1)
+        longest = max(map(len, sequences), default=0)
+        if prefix < 1 or shortest <= prefix or longest > self.max_length:
+            raise PromptError(
+                f"decode_logits needs a prefix of at least 1 and longer sequences, up to "
+                f"buckets.max_length ({self.max_length}); prefix {prefix}, sequences of "
+                f"{shortest} to {longest}"
+            )
+        found: list[Tensor] = []
+        for start in range(0, len(sequences), self.batch_size):
+            batch = sequences[start : start + self.batch_size]
+            self._encode("scoring", [tokens[:prefix] for tokens in batch])
+            rows: list[list[Tensor]] = [[] for _ in batch]
+            for position in range(prefix, max(map(len, batch))):
+                fed = [tokens[min(position, len(tokens) - 1)] for tokens in batch]
+                logits = self._step("scoring", fed, position)
+                for i, tokens in enumerate(batch):
+                    if position < len(tokens):
+                        rows[i].append(logits[i])
+            found += [torch.stack(row) for row in rows]
+        return found
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int],
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        """Continue each prompt, one at a time, greedily or by seeded sampling.
+
+        A stop token ends a continuation and is its last token. The cache may end it earlier.
+        """
+        stop = set(stop_token_ids)
+        return [self._generate(list(p), max_new_tokens, stop, sampling) for p in prompts]
+
+    def _generate(
+        self, prompt: list[int], new: int, stop: set[int], sampling: Sampling | None
+    ) -> Generation:
+        random = None if sampling is None else torch.Generator().manual_seed(sampling.seed)
+        self._application("generation")  # loading is no part of the first token's time
+        start = time.perf_counter()
+        logits = self._encode("generation", [prompt])[0, -1]
+        tokens = [choose(logits, sampling, random)]
+        times = [time.perf_counter()]
+        room = self.max_length - len(prompt)
+        while len(tokens) < min(new, room + 1) and tokens[-1] not in stop:
+            position = len(prompt) + len(tokens) - 1
+            logits = self._step("generation", tokens[-1:], position)[0]
+            tokens.append(choose(logits, sampling, random))
+            times.append(time.perf_counter())
+        gaps = [1e3 * (b - a) for a, b in pairwise(times)]
+        return Generation(tokens, 1e3 * (times[0] - start), gaps, 1e3 * (times[-1] - start))
+
+    def _application(self, kind: Kind) -> Application:
+        if kind not in self._loaded:
+            application = build(
+                self._config,
+                self._kernels,
+                self._directory,
+                kind=kind,
+                batch_size=1 if kind == "generation" else self.batch_size,
+                dtype=self._dtype,
+                check_ops=self._check_ops,
+            )
+            load_application(application, work_directory(self._config, self._name, kind))
+            self._loaded[kind] = application
+            self._runs[kind] = dict.fromkeys(GRAPHS, 0)
+        return self._loaded[kind]
+
+    def _encode(self, kind: Kind, prompts: Sequence[list[int]]) -> Tensor:
+        """Context encoding: fp32 [batch, S, vocab] if scoring, else [1, 1, vocab] of the last."""
+        application = self._application(kind)
+        longest = max(map(len, prompts))
+        if min(map(len, prompts)) == 0:
+            raise PromptError("a prompt is empty; give at least one token")
+        if longest > self.buckets[-1]:
+            raise PromptError(
+                f"a prompt of {longest} tokens is longer than the largest context_encoding "
+                f"bucket ({self.buckets[-1]}); shorten it or add a bucket to the configuration"
+            )
+        shape = (application.batch_size, max(2, longest))  # of one token, NxD would generate
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        mask[:, 0] = 1  # rows without a prompt
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+            mask[row, : len(prompt)] = 1
+        if int(tokens.max()) >= self.vocab_size or int(tokens.min()) < 0:
+            raise PromptError(f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})")
+        positions = torch.arange(shape[1]).expand(shape).masked_fill(mask == 0, 1)
+        application.model.reset()
+        self._runs[kind]["context_encoding"] += 1
+        return self._run(application, tokens, mask, positions)
+
+    def _step(self, kind: Kind, tokens: list[int], position: int) -> Tensor:
+        """One token per row, all at one position: fp32 [batch, vocab]."""
+        application = self._application(kind)
+        fed = torch.zeros(application.batch_size, 1, dtype=torch.int64)
+        fed[: len(tokens), 0] = torch.tensor(tokens)
+        self._runs[kind]["token_generation"] += 1
+        return self._run(application, fed, None, torch.full_like(fed, position))[:, -1]
+
+    def _run(
+        self, application: Application, tokens: Tensor, mask: Tensor | None, positions: Tensor
+    ) -> Tensor:
+        logits: Tensor = application.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            seq_ids=torch.arange(tokens.shape[0]),
+        ).logits
+        return logits.to(torch.float32)
+
+
+def _both(one: OpCheck, other: OpCheck) -> OpCheck:
+    return replace(
+        one,
+        calls={graph: one.calls[graph] + other.calls[graph] for graph in GRAPHS},
+        max_relative_error=max(one.max_relative_error, other.max_relative_error),
+    )
+
+
+def load(
+    checkpoint: Path | CheckpointRecord,
+    kernel_configuration: KernelConfiguration,
+    *,
+    name: str,
+    dtype: str,
+    config: Config,
+    check_ops: bool = False,
+    batch_size: int | None = None,
+) -> NeuronLanguageModel:
+    """A checkpoint under a kernel configuration, in NxD Inference.
+
+    Args:
+        checkpoint: a CheckpointRecord or its file.
+        kernel_configuration: which op is filled by which kernel.
+        name: the configuration's, under which it was compiled.
+        dtype: `bfloat16` or `float32`; on a device, what was compiled.
+        config: buckets, target, and the section `neuron`.
+        check_ops: run every op's reference beside its kernel (CPU mode only).
+        batch_size: of `logits` and `decode_logits`; `config.accuracy.batch_size` if None.
+
+    Raises:
+        NeuronError: NxD Inference is not installed.
+        CheckpointError: the checkpoint does not fit the architecture.
+        ConfigurationError: the buckets exceed the model.
+    """
+    require()
+    record = checkpoint if isinstance(checkpoint, CheckpointRecord) else (
+        CheckpointRecord.read(checkpoint)
+    )  # fmt: skip
+    return NeuronLanguageModel(
+        config,
+        name,
+        kernel_configuration,
+        checkpoint_directory(record),
+        dtype,
+        config.accuracy.batch_size if batch_size is None else batch_size,
+        check_ops,
+    )
