@@ -95,6 +95,10 @@ def compile_configuration(
         CompileError: a kernel fails its checks; with op, kernel, graph, shapes and rules.
         ConfigurationError: a kernel or a parameter that does not exist.
     """
+    if config.device == "neuron":
+        from model.neuron import stages  # a device's own compiler
+
+        return stages.compile_configuration(config, name, checkpoint, output)
     started = time.perf_counter()
     os.environ[targets.VARIABLE] = config.target
     record = CheckpointRecord.read(checkpoint)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -243,7 +243,7 @@ def load(
     check_ops: bool = False,
     batch_size: int | None = None,
 ) -> LanguageModel:
-    """Load a checkpoint under a kernel configuration.
+    """Load a checkpoint under a kernel configuration, on the configuration's device.
 
     Args:
         checkpoint: a CheckpointRecord or its file.
@@ -257,6 +257,19 @@ def load(
         CheckpointError: the checkpoint does not fit the architecture.
         ConfigurationError: a kernel cannot be loaded, or the buckets exceed the model.
     """
+    if config.device == "neuron":
+        from model.neuron import runtime, stages
+
+        stages.require_device()
+        neuron = runtime.load(
+            checkpoint,
+            kernel_configuration,
+            dtype=dtype,
+            config=config,
+            check_ops=check_ops,
+            batch_size=batch_size,
+        )
+        return cast("LanguageModel", neuron)  # the same interface
     os.environ[targets.VARIABLE] = config.target
     record = checkpoint if isinstance(checkpoint, CheckpointRecord) else (
         CheckpointRecord.read(checkpoint)

@@ -1,7 +1,6 @@
-"""NxD Inference's application of a kernel configuration: build, compile, load.
+"""NxD Inference's application of a kernel configuration: build, load.
 
-On a machine without NeuronCores `compile_application` still works if neuronx-cc is there; it
-compiles for the target that the configuration names. NxD Inference's CPU mode needs neither.
+NxD Inference's CPU mode needs no compilation.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.configuration import Config, KernelConfiguration
+from model.fingerprint import fingerprint
 from model.neuron.availability import NeuronError, on_cpu, require
 from model.neuron.kernels_in_graph import GraphKernels
 from model.neuron.options import neuron_options
 from model.neuron.work_directory import WorkDirectory
-from model.ops import Ops, build_ops
+from model.ops import Ops, build_ops, kernel_entries
 from simulator import targets
 
 if TYPE_CHECKING:
@@ -104,27 +104,23 @@ def build(
     return Application(model, ops, kernels, kind, batch_size)
 
 
-def work_directory(config: Config, configuration: str, kind: Kind) -> WorkDirectory:
-    """The folder of one compilation: no other configuration, model or kind shares it."""
-    return WorkDirectory(Path(config.neuron.work_directory) / config.model / configuration / kind)
-
-
-def compile_application(application: Application, directory: WorkDirectory) -> None:
-    """Compile both graphs at all buckets, and cut up the weights.
+def work_directory(
+    config: Config, configuration: KernelConfiguration, kind: Kind, dtype: str
+) -> WorkDirectory:
+    """The folder of one compilation: no other kernels, sources of them, options or kind share it.
 
     Raises:
-        NeuronError: the compiler failed, with the last lines of its logs; or the folder holds
-            other data.
+        ConfigurationError: a kernel cannot be loaded.
     """
-    directory.prepare()
-    try:
-        application.model.compile(f"{directory.compiled}/")
-    except Exception as error:
-        found = directory.compiler_errors()
-        raise NeuronError(
-            f"neuronx-cc or NxD failed: {type(error).__name__}: {error}"
-            + (f"\n{found}" if found else f"; logs are below {directory.trace}")
-        ) from error
+    digest = fingerprint(
+        [entry.model_dump() for entry in kernel_entries(configuration)],
+        [config.model, config.target, dtype, kind],
+        config.buckets,
+        config.neuron,
+        config.accuracy.batch_size,
+    )
+    name = f"{config.model}-{kind}-{dtype}-{digest[:12]}"
+    return WorkDirectory(Path(config.neuron.work_directory) / name)
 
 
 def load_application(application: Application, directory: WorkDirectory) -> None:
@@ -137,7 +133,7 @@ def load_application(application: Application, directory: WorkDirectory) -> None
         with _quiet():
             application.model.to_cpu()
         return
-    if not (directory.compiled / "model.pt").is_file():
+    if not directory.is_compiled():
         raise NeuronError(f"{directory.compiled}: not compiled; run snakemake compile_all")
     directory.enter()
     try:

@@ -1,4 +1,4 @@
-"""What a compilation left behind: files, MACs and kernel calls of each graph, as one record."""
+"""Compile an application; files, MACs and kernel calls of each graph, as one record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from model.fingerprint import file_sha256
 from model.neuron.application import Application, Kind
 from model.neuron.availability import NeuronError
 from model.neuron.hlo import count_macs, graph_files
-from model.neuron.work_directory import WorkDirectory
+from model.neuron.work_directory import RECORD, WorkDirectory
 from model.ops import GRAPHS
 from model.records import Graph, Part, Record
 
@@ -38,7 +38,28 @@ class CompiledGraphs(Record):
     @classmethod
     def of(cls, directory: WorkDirectory) -> CompiledGraphs:
         """Read the record of a work directory."""
-        return cls.read(directory.compiled / "graphs.json")
+        return cls.read(directory.compiled / RECORD)
+
+
+def compile_application(application: Application, directory: WorkDirectory) -> CompiledGraphs:
+    """Compile both graphs at all buckets, cut up the weights, and describe what came out.
+
+    It needs neuronx-cc, and no NeuronCore: it compiles for the target in the environment.
+
+    Raises:
+        NeuronError: the compiler failed, with the last lines of its logs; the folder holds other
+            data; or an HLO file is missing.
+    """
+    directory.prepare()
+    try:
+        application.model.compile(f"{directory.compiled}/")
+    except Exception as error:
+        found = directory.compiler_errors()
+        raise NeuronError(
+            f"neuronx-cc or NxD failed: {type(error).__name__}: {error}"
+            + (f"\n{found}" if found else f"; logs are below {directory.trace}")
+        ) from error
+    return describe(application, directory)
 
 
 def describe(application: Application, directory: WorkDirectory) -> CompiledGraphs:
@@ -78,7 +99,7 @@ def describe(application: Application, directory: WorkDirectory) -> CompiledGrap
         },
         nki_flops_ratio=sum(graph.macs_nki for graph in first) / total if total else 0.0,
     )
-    record.write(directory.compiled / "graphs.json")
+    record.write(directory.compiled / RECORD)
     return record
 
 

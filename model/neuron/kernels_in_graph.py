@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -44,11 +46,41 @@ class GraphKernels:
             self._enter(graph)
 
     def launch_on(self, cores: int) -> None:
-        """Launch every kernel as `kernel[cores](…)` (LNC); once per kernel."""
+        """Launch kernels that share work between cores as `kernel[cores](…)` (LNC), once.
+
+        All others run on one core: on two, both would write all of the result.
+        """
         for op in self.filled.values():
             if not hasattr(op, "launched") and hasattr(op.kernel, "__getitem__"):
-                op.kernel = op.kernel[cores]
+                op.kernel = op.kernel[cores] if shares_work(op.kernel) else op.kernel
             op.launched = True
+
+
+CORE_CALLS = {"program_id", "num_programs"}
+"""What a kernel asks of `nki.language` to know its core."""
+
+
+def shares_work(kernel: Any) -> bool:
+    """Whether a kernel, or a function that it calls, asks which core it runs on.
+
+    True if its Python function cannot be found.
+    """
+    function = inspect.unwrap(kernel)
+    function = function if isinstance(function, FunctionType) else getattr(kernel, "func", None)
+    if not isinstance(function, FunctionType):
+        return True
+    todo: list[FunctionType] = [function]
+    seen: set[FunctionType] = set()
+    while todo:
+        function = todo.pop()
+        seen.add(function)
+        names = function.__code__.co_names
+        if CORE_CALLS.intersection(names):
+            return True
+        values = [function.__globals__[name] for name in names if name in function.__globals__]
+        called = [inspect.unwrap(value) for value in values if callable(value)]
+        todo += [f for f in called if isinstance(f, FunctionType) and f not in seen]
+    return False
 
 
 def plain(value: Any) -> Any:

@@ -18,21 +18,27 @@ from torch import Tensor
 
 from model.checkpoint import read_config
 from model.configuration import Config, KernelConfiguration, Sampling
-from model.neuron.application import Application, Kind, build, load_application, work_directory
+from model.neuron.application import (
+    Application,
+    Kind,
+    build,
+    load_application,
+    work_directory,
+)
 from model.neuron.availability import on_cpu, require
-from model.neuron.compiled import CompiledGraphs
+from model.neuron.compiled import CompiledGraphs, compile_application
+from model.neuron.work_directory import WorkDirectory
 from model.ops import GRAPHS, OpCheck
 from model.records import CheckpointRecord, Graph
 from model.runtime import Generation, PromptError, check_buckets, checkpoint_directory, choose
 
 
 class NeuronLanguageModel:
-    """A kernel configuration's model in NxD Inference."""
+    """A kernel configuration's model in NxD Inference; compiled when first used, if it is not."""
 
     def __init__(
         self,
         config: Config,
-        name: str,
         configuration: KernelConfiguration,
         directory: Path,
         dtype: str,
@@ -47,7 +53,6 @@ class NeuronLanguageModel:
         self.batch_size = batch_size
         self.vocab_size = architecture.vocab_size
         self._config = config
-        self._name = name
         self._kernels = configuration
         self._directory = directory
         self._dtype = dtype
@@ -84,7 +89,7 @@ class NeuronLanguageModel:
     def _calls_of(self, kind: Kind, application: Application) -> dict[str, dict[Graph, int]]:
         if on_cpu():
             return application.ops.kernel_calls()
-        graphs = CompiledGraphs.of(work_directory(self._config, self._name, kind))
+        graphs = CompiledGraphs.of(self._directory_of(kind))
         return {
             kernel: {graph: calls[graph] * self._runs[kind][graph] for graph in GRAPHS}
             for kernel, calls in graphs.kernel_calls.items()
@@ -185,10 +190,16 @@ class NeuronLanguageModel:
                 dtype=self._dtype,
                 check_ops=self._check_ops,
             )
-            load_application(application, work_directory(self._config, self._name, kind))
+            directory = self._directory_of(kind)
+            if not on_cpu() and not directory.is_compiled():
+                compile_application(application, directory)
+            load_application(application, directory)
             self._loaded[kind] = application
             self._runs[kind] = dict.fromkeys(GRAPHS, 0)
         return self._loaded[kind]
+
+    def _directory_of(self, kind: Kind) -> WorkDirectory:
+        return work_directory(self._config, self._kernels, kind, self._dtype)
 
     def _encode(self, kind: Kind, prompts: Sequence[list[int]]) -> Tensor:
         """Context encoding: fp32 [batch, S, vocab] if scoring, else [1, 1, vocab] of the last."""
@@ -247,7 +258,6 @@ def load(
     checkpoint: Path | CheckpointRecord,
     kernel_configuration: KernelConfiguration,
     *,
-    name: str,
     dtype: str,
     config: Config,
     check_ops: bool = False,
@@ -258,8 +268,7 @@ def load(
     Args:
         checkpoint: a CheckpointRecord or its file.
         kernel_configuration: which op is filled by which kernel.
-        name: the configuration's, under which it was compiled.
-        dtype: `bfloat16` or `float32`; on a device, what was compiled.
+        dtype: `bfloat16` or `float32`.
         config: buckets, target, and the section `neuron`.
         check_ops: run every op's reference beside its kernel (CPU mode only).
         batch_size: of `logits` and `decode_logits`; `config.accuracy.batch_size` if None.
@@ -275,7 +284,6 @@ def load(
     )  # fmt: skip
     return NeuronLanguageModel(
         config,
-        name,
         kernel_configuration,
         checkpoint_directory(record),
         dtype,

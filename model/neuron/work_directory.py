@@ -17,6 +17,9 @@ from model.neuron.availability import NeuronError
 MARK = ".nki-assay-work-directory"
 """A file that says that we made a folder and may delete what is in it."""
 
+RECORD = "graphs.json"
+"""What is written when a compilation has been finished."""
+
 
 class WorkDirectory:
     """Folders of one compilation: NxD's, the NEFF cache, the compiled application."""
@@ -50,6 +53,10 @@ class WorkDirectory:
         for folder in (self.trace, self.cache, self.compiled):
             folder.mkdir()
         self.enter()
+
+    def is_compiled(self) -> bool:
+        """Whether a compilation was finished here."""
+        return (self.compiled / RECORD).is_file() and (self.compiled / "model.pt").is_file()
 
     def enter(self) -> None:
         """Point NxD and the NEFF cache of this process into the folder."""

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (the sources come into reach first)
 """One rank of the tensor-parallel test: `torchrun parallel.py CHECKPOINT`; rank 0 prints."""
 
 from __future__ import annotations

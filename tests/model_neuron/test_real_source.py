@@ -145,7 +145,6 @@ def test_the_language_model_is_hugging_faces(checkpoint: tuple[Path, Any]) -> No
     model = runtime.load(
         record,
         filled_with("rmsnorm"),
-        name="rmsnorm",
         dtype="float32",
         config=config,
         check_ops=True,

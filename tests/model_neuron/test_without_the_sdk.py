@@ -17,6 +17,7 @@ from model.configuration import Config, ConfigurationError, parse_config, read_c
 from model.neuron import neuron_config_keys, weights
 from model.neuron.availability import NeuronError
 from model.neuron.hooks import HOOKS
+from model.neuron.kernels_in_graph import shares_work
 from model.neuron.options import OURS, PINNED, neuron_options
 from model.neuron.work_directory import MARK, WorkDirectory
 
@@ -74,16 +75,28 @@ def test_only_one_module_imports_nxd_and_it_is_imported_lazily() -> None:
 
 
 def test_without_nxd_one_sentence_says_so() -> None:
-    from model.configuration import KernelConfiguration
-    from model.neuron.application import application_class
-    from model.neuron.availability import missing_packages
+    program = (
+        "from model.configuration import KernelConfiguration as K\n"
+        "from model.neuron.application import application_class\n"
+        "application_class(K(description='none'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    if result.returncode == 0:
+        pytest.skip("NxD Inference is installed")
+    last = result.stderr.strip().splitlines()[-1]
+    assert "device: neuron needs Neuron SDK 2.29" in last
+    assert "neuronx_distributed_inference" in last
+    assert last.endswith("or set device: simulator")
 
-    if not missing_packages():
-        pytest.skip("NxD Inference is installed, or stood in for")
-    with pytest.raises(
-        NeuronError, match=r"^device: neuron needs Neuron SDK 2\.29 .*set device: s"
-    ):
-        application_class(KernelConfiguration(description="none"))
+
+def test_kernels_that_do_not_share_work_run_on_one_core() -> None:
+    from model.ops import load_kernel
+
+    assert shares_work(load_kernel("nki_flash_attention_kernel"))
+    assert shares_work(load_kernel("nki_output_projection_kernel"))  # in a helper's helper
+    assert not shares_work(load_kernel("nki_softmax_kernel"))
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -217,3 +230,35 @@ def test_the_compilers_last_errors_are_shown(tmp_path: Path) -> None:
     log.parent.mkdir(parents=True)
     log.write_text("INFO fine\nERROR [NCC_IXCG856] instruction is not supported\nINFO bye\n")
     assert work.compiler_errors() == f"{log}: ERROR [NCC_IXCG856] instruction is not supported"
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["compile", "generate"])
+def test_a_stage_fails_at_once_and_leaves_nothing(stage: str, tmp_path: Path) -> None:
+    """Whatever else runs on this machine, no simulator's clock passes for a device's."""
+    calls = {
+        "compile": "from model.compile import compile_configuration as run\n"
+        "run(config, 'rmsnorm', Path('none'), output)",
+        "generate": "from model.runtime import load\n"
+        "from model.configuration import KernelConfiguration as K\n"
+        "load(Path('none'), K(description='none'), dtype='float32', config=config)",
+    }
+    program = (
+        "from pathlib import Path\n"
+        "from model.configuration import read_config\n"
+        "config = read_config(Path('config/config.yaml'))\n"
+        "config = config.model_copy(update={'device': 'neuron'})\n"
+        f"output = Path({str(tmp_path / 'manifest.json')!r})\n{calls[stage]}"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NXD_CPU_MODE": "1"},
+    )
+    assert result.returncode == 1
+    assert "NeuronError: device: neuron" in result.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
