@@ -20,9 +20,8 @@ from model.configuration import Config
 from model.records import RecordError, write_json
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
 

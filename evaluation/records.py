@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from evaluation.estimates import Comparison, Score
 from model.records import Device, Graph, Part, Record
 
 Verdict = Literal["pass", "fail"]
@@ -316,6 +317,11 @@ class ConfigurationSummary(Part):
     """The metrics as MLflow has them; names say unit, measured or predicted, device."""
     kernel_calls: dict[str, int]
     """Kernel -> calls in generation and accuracy together."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Measured on `device` against the baseline, interleaved; the end-to-end latency first.
+    Empty if there are no timings; `reasons` says why."""
+    score: Score | None = None
+    """The contest's score; None if its figures are missing."""
     mlflow_run_id: str | None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.latency_records import LatencyRecord
 from evaluation.records import AccuracyRecord, ErrorMapRecord, StageError, TrackedRun
 from model.records import CompileManifest, GenerationRecord, Record, RecordError, TraceSummary
 
@@ -14,6 +15,7 @@ STAGES = (
     "compile",
     "trace",
     "generate",
+    "latency",
     "reference",
     "accuracy",
     "track_init",
@@ -26,9 +28,13 @@ _NEEDS = {
     "compile": {"download", "compile"},
     "trace": {"download", "compile", "trace"},
     "generate": {"download", "compile", "generate"},
+    "latency": {"download", "compile", "latency"},
     "accuracy": {"download", "compile", "reference", "accuracy"},
     "error_map": {"download", "compile", "reference", "accuracy"},
-    "track": {"download", "compile", "trace", "generate", "reference", "accuracy", *TRACKING},
+    "track": {
+        *("download", "compile", "trace", "generate", "latency", "reference", "accuracy"),
+        *TRACKING,
+    },
 }
 """Stage -> the stages that must have succeeded for its file to be of the present inputs."""
 
@@ -41,6 +47,7 @@ class ConfigurationResults:
     manifest: CompileManifest | None = None
     trace: TraceSummary | None = None
     generation: GenerationRecord | None = None
+    latency: LatencyRecord | None = None
     accuracy: AccuracyRecord | None = None
     error_map: ErrorMapRecord | None = None
     tracked: TrackedRun | None = None
@@ -57,6 +64,7 @@ def result_files(results: Path, model: str, name: str) -> dict[str, Path]:
         "compile": results / "compiled" / model / name / "manifest.json",
         "trace": results / "traces" / model / name / "summary.json",
         "generate": results / "generated" / model / name / "generation.json",
+        "latency": results / "latency" / model / name / "latency.json",
         "accuracy": results / "accuracy" / model / name / "accuracy.json",
         "error_map": results / "accuracy" / model / name / "error_map.json",
         "track": results / "tracked" / model / f"{name}.json",
@@ -90,6 +98,7 @@ def read_results(results: Path, model: str, name: str) -> ConfigurationResults:
         manifest=CompileManifest.read(files["compile"]) if "compile" in files else None,
         trace=TraceSummary.read(files["trace"]) if "trace" in files else None,
         generation=GenerationRecord.read(files["generate"]) if "generate" in files else None,
+        latency=LatencyRecord.read(files["latency"]) if "latency" in files else None,
         accuracy=AccuracyRecord.read(files["accuracy"]) if "accuracy" in files else None,
         error_map=ErrorMapRecord.read(files["error_map"]) if "error_map" in files else None,
         tracked=TrackedRun.read(files["track"]) if "track" in files else None,
@@ -99,6 +108,7 @@ def read_results(results: Path, model: str, name: str) -> ConfigurationResults:
         "compile": found.manifest,
         "trace": found.trace,
         "generate": found.generation,
+        "latency": found.latency,
         "accuracy": found.accuracy,
         "error_map": found.error_map,
         "track": found.tracked,

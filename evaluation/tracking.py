@@ -38,9 +38,8 @@ from model.configuration import Config, kernel_configuration_path
 from model.records import write_json
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, LoggedModel, Metric, Run
-
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, LoggedModel, Metric, Run
 
 METRICS_PER_REQUEST = 1000
 ENTRIES_PER_REQUEST = 100

@@ -84,6 +84,32 @@ class Generate(Section):
     sampling: Sampling = Sampling()
 
 
+class Latency(Section):
+    """The latency stage: each configuration in turn with the baseline, in one process."""
+
+    baseline: Name = "baseline"
+    """The kernel configuration that every other is compared with."""
+    prompts: Annotated[list[str], Field(min_length=1)] = ["short", "medium", "long"]
+    """Names of prompts of `generate.prompts`; each round runs all of them on both sides."""
+    new_tokens: Annotated[int, Field(ge=2)] = 8
+    """Tokens that every run generates, stop token or not: the work is always the same."""
+    standard_error: Positive = 0.01
+    """Stop when the means' standard errors, relative to the means, are no larger."""
+    time_budget_s: Positive = 6.0
+    """Stop after so many seconds in any case; one round is always finished."""
+    smallest_difference: Positive = 0.03
+    """The share by which two configurations must differ to matter."""
+    seed: int = 0
+    """The order of sides and prompts is drawn from it, and the resampling."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _once(cls, prompts: list[str]) -> list[str]:
+        if len(set(prompts)) != len(prompts):
+            raise ValueError("prompts names one twice")
+        return prompts
+
+
 class Tolerances(Section):
     """What a configuration may differ by before its verdict is fail."""
 
@@ -213,6 +239,7 @@ class Config(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     buckets: Buckets
     generate: Generate
+    latency: Latency = Latency()
     accuracy: Accuracy
     neuron: Neuron = Neuron()
     tracking: Tracking = Tracking()

@@ -1,0 +1,72 @@
+"""What a comparison and a score consist of; both are in the summary and in what it is made from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from model.records import Part
+
+Metric = Literal["ttft_ms", "tpot_ms", "itl_ms", "end_to_end_ms"]
+COMPARED: tuple[Metric, ...] = ("end_to_end_ms", "ttft_ms", "tpot_ms")
+"""What two configurations are compared by; the first decides the pair's verdict."""
+
+PairVerdict = Literal["faster", "slower", "no difference", "not enough data"]
+
+
+class Estimate(Part):
+    """A figure and its 95 % bootstrap interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    """Both None where the runs are too few for an interval."""
+
+
+class Comparison(Part):
+    """How many times as long the configuration took as the baseline beside it."""
+
+    metric: Metric
+    ratio: Estimate
+    """Below 1 is faster. The interval is of the ratio itself, from paired rounds."""
+    verdict: PairVerdict
+
+
+class PromptScore(Part):
+    """The contest's score of one of its prompts, with every ingredient."""
+
+    prompt: int
+    """The contest's number."""
+    context_tokens: int
+    new_tokens: int
+    context_bucket: int
+    """Tokens of the context-encoding graph that runs it."""
+    base_latency_ms: float
+    latency_ms: float
+    base_tokens_per_s: float
+    tokens_per_s: float
+    nki_flops_ratio: float
+    """(MACs in NKI) / (all MACs), each graph counted once: the contest's."""
+    nki_flops_ratio_weighted: float
+    """The same, each graph counted as often as it runs for this prompt."""
+    score: float
+    """accuracy * base_latency / latency * tokens_per_s / base_tokens_per_s * (1 + ratio)"""
+    score_corrected: float
+    """The same with `nki_flops_ratio_weighted`."""
+
+
+class Score(Part):
+    """The contest's score of a configuration; predicted figures never pass for measured ones."""
+
+    source: Literal["predicted", "measured"]
+    device: str
+    """`predicted for TARGET`, or the device that was measured."""
+    base: str
+    """Where the base latencies come from."""
+    model: str
+    accuracy: Literal[0, 1]
+    """1 if every gate of accuracy and latency was passed."""
+    prompts: list[PromptScore]
+    total: float
+    total_corrected: float
+    notes: list[str]
+    """What the figures leave out."""
