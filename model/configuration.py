@@ -32,6 +32,35 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Layout(Section):
+    """How `trace` lays a model out on its target: ranks, cores, and the shapes it predicts."""
+
+    tp_degree: PositiveInt = 1
+    """Tensor-parallel ranks; each is a logical core."""
+    lnc: Literal[1, 2] = 1
+    """Physical cores of a logical core."""
+    context: PositiveInt
+    """Length of the KV cache, to all of which a decode step attends, in tokens."""
+    context_encoding: Annotated[list[PositiveInt], Field(min_length=1)]
+    """Context-encoding buckets, ascending, in tokens. TTFT is predicted at the largest."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Layout:
+        if sorted(set(self.context_encoding)) != self.context_encoding:
+            raise ValueError("context_encoding must be ascending, without repeats")
+        if self.context_encoding[-1] > self.context:
+            raise ValueError(
+                f"context ({self.context}) must hold the largest context_encoding "
+                f"bucket ({self.context_encoding[-1]})"
+            )
+        return self
+
+    @property
+    def decode_steps(self) -> int:
+        """Tokens that fit behind a prompt of the smallest bucket, one at least."""
+        return max(1, self.context - self.context_encoding[0])
+
+
 class ModelSource(Section):
     """Where a checkpoint comes from."""
 
@@ -41,8 +70,9 @@ class ModelSource(Section):
     manifest: str | None = None
     """A manifest.json with the sha256 of every file. Needed for a directory."""
     architecture: str | None = None
-    """A folder with the model's config.json, for what needs no weights (trace) where the
-    checkpoint is not at hand."""
+    """A folder with config.json, all that `trace` needs of a model; `source` if that is one."""
+    layout: Layout | None = None
+    """For `trace`; by default one core and `buckets`."""
 
 
 class Buckets(Section):
@@ -257,6 +287,28 @@ class Config(Section):
         if len(set(self.configurations)) != len(self.configurations):
             raise ValueError("configurations names one twice")
         return self
+
+
+    def architecture(self) -> Path:
+        """The folder of the model's config.json.
+
+        Raises:
+            ConfigurationError: none is on this machine.
+        """
+        model = self.models[self.model]
+        if model.architecture is None and "://" in model.source:
+            raise ConfigurationError(
+                f"models.{self.model}: its config.json is not on this machine; name a folder that "
+                f"has it in models.{self.model}.architecture"
+            )
+        return Path(model.architecture or model.source)
+
+    def layout(self) -> Layout:
+        """How the model is laid out for `trace`."""
+        given = self.models[self.model].layout
+        return given or Layout(
+            context=self.buckets.max_length, context_encoding=self.buckets.context_encoding
+        )
 
 
 class OpKernel(Section):

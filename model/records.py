@@ -154,7 +154,12 @@ class GraphTrace(Part):
     bucket: str
     """batch x tokens, e.g. `1x64`."""
     macs_nki: int
+    """Done by kernels' matrix instructions, padding included."""
     macs_total: int
+    """`macs_nki` and those of all other ops."""
+    macs_needed_nki: int
+    """Of ops that kernels fill, those that the mathematics needs."""
+    macs_needed_total: int
     nki_instructions: int
     nki_kernel_calls: int
     nki_hbm_bytes: int
@@ -229,28 +234,30 @@ class TraceSummary(Record):
     configuration: str
     target: str
     """The target of `predicted_ttft_ms` and `predicted_tpot_ms`; `predictions` has all."""
-    tp_degree: int = 1
-    lnc: int = 1
+    tp_degree: int
+    lnc: int
     """Physical cores of a logical one."""
-    dtype: str = "bfloat16"
-    context: int = 0
+    dtype: str
+    context: int
     """Positions of the KV cache that a decode step attends to, in tokens."""
-    prefill_tokens: int = 0
+    prefill_tokens: int
     """The context-encoding bucket of `predicted_ttft_ms`."""
-    decode_steps: int = 0
+    decode_steps: int
     """Token-generation runs per context-encoding run in `nki_flops_ratio_weighted`."""
-    predicted_ttft_ms: float | None = None
+    predicted_ttft_ms: float
     """On `target`: context encoding of `prefill_tokens`, head included."""
-    predicted_tpot_ms: float | None = None
+    predicted_tpot_ms: float
     """On `target`: one decode step at `context`, head included."""
     graphs: list[GraphTrace]
     nki_flops_ratio: float
-    """(MACs in NKI of both graphs) / (all MACs of both graphs), as the contest counts."""
-    nki_flops_ratio_weighted: float | None = None
-    """The same, with token generation counted `decode_steps` times."""
-    predictions: dict[str, TargetPrediction] = {}
+    """`macs_nki` / `macs_total`, each summed over both graphs: the contest's formula. Context
+    encoding counts at its smallest bucket."""
+    nki_flops_ratio_weighted: float
+    """`macs_needed_nki` / `macs_needed_total` of one run of context encoding, at its smallest
+    bucket, and `decode_steps` runs of token generation."""
+    predictions: dict[str, TargetPrediction]
     """Target -> predictions; ops filled by a kernel, by references, and collectives."""
-    timeline: str | None = None
+    timeline: str
     """Perfetto trace of one whole decode step on `target`, beside this file."""
     fingerprint: str
 

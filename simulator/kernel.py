@@ -46,6 +46,7 @@ class Kernel:
         self.grid = grid
         self.eager = eager
         self.platform = platform
+        self._programs: dict[Any, Program] = {}
         self._plans: dict[Any, Plan] = {}
         self._launches: dict[int, Kernel] = {}
 
@@ -96,7 +97,7 @@ class Kernel:
         Raises:
             NkiValidationError: what the checks found, and what a call only warns of.
         """
-        program = self.plan(Call(self.bind(args, kwargs)).specs, target).program
+        program, _ = self._program(Call(self.bind(args, kwargs)).specs, target)
         if program.lax:
             raise NkiValidationError(list(dict.fromkeys(program.lax)))
         return program
@@ -118,17 +119,27 @@ class Kernel:
 
     def plan(self, arguments: dict[str, Any], target: Target | None = None) -> Plan:
         """The plan for arguments as `Call.specs` gives them; made once."""
+        program, key = self._program(arguments, target)
+        if key is None:
+            return Plan(program)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = Plan(program)
+        return plan
+
+    def _program(self, arguments: dict[str, Any], target: Target | None) -> tuple[Program, Any]:
+        """What a plan executes, and its cache's key; making a plan of it takes as long again."""
         target = target or current_target(self.platform)
         key = (target.name, precise(), *((n, _key(v)) for n, v in arguments.items()))
         try:
-            plan = self._plans.get(key)
+            program = self._programs.get(key)
         except TypeError:  # unhashable: not cached
-            return self._make_plan(arguments, target)
-        if plan is None:
-            plan = self._plans[key] = self._make_plan(arguments, target)
-        return plan
+            return self._make_program(arguments, target), None
+        if program is None:
+            program = self._programs[key] = self._make_program(arguments, target)
+        return program, key
 
-    def _make_plan(self, arguments: dict[str, Any], target: Target) -> Plan:
+    def _make_program(self, arguments: dict[str, Any], target: Target) -> Program:
         program = specialise(self.function, arguments, target, self.lnc, self.grid)
         if self.platform is not None:
             program.lax.append(
@@ -141,7 +152,7 @@ class Kernel:
                     value=self.platform,
                 )
             )
-        return Plan(program)
+        return program
 
 
 def _key(value: Any) -> Any:

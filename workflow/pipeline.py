@@ -66,6 +66,14 @@ class Pipeline:
             files.append(model.manifest)
         return sorted(set(files))
 
+    def architecture_files(self) -> list[str]:
+        """The model's config.json, as far as it is on this machine; see `checkpoint_files`."""
+        try:
+            file = self.config.architecture() / "config.json"
+        except ConfigurationError:
+            return []  # the trace stage says what is missing
+        return [file.as_posix()] if file.is_file() else []
+
     def task_files(self) -> list[str]:
         """lm-eval's task files and their data."""
         return files_under(Path(self.config.accuracy.tasks))

@@ -29,19 +29,35 @@ HALVING_BYTES = 56_000_000
 
 
 def duration_ns(instruction: Instruction, machine: Machine) -> float:
-    """Latency and bytes over the link, with the algorithm the runtime takes for the size."""
+    """What a kernel's collective takes, by its largest tensor."""
     tensors = [t for _, t in instruction.reads()] + [t for _, t in instruction.writes()]
     size = max((t.size * t.dtype.itemsize for t in tensors), default=0)
-    ranks = _ranks(instruction)
-    share = _SHARE[instruction.spec.name] * (ranks - 1) / ranks
-    if size < MESH_BYTES:
+    return by_size_ns(instruction.spec.name, size, _ranks(instruction), machine)
+
+
+def by_size_ns(name: str, size_bytes: int, ranks: int, machine: Machine) -> float:
+    """Latency and bytes over the link, with the algorithm the runtime takes for the size.
+
+    Args:
+        name: one of NAMES.
+        size_bytes: of the full tensor: what is reduced, or what has been gathered.
+        ranks: in the group, two or more.
+        machine: whose `collective_` constants count.
+    """
+    if size_bytes < MESH_BYTES:
         hops = 1.0
-    elif size < HALVING_BYTES:
-        hops = math.ceil(math.log2(max(2, ranks)))
+    elif size_bytes < HALVING_BYTES:
+        hops = math.ceil(math.log2(ranks))
     else:
         hops = ranks - 1.0
-    wire = share * size / machine.collective_bytes_per_ns
-    return machine.collective_base_ns + hops * machine.collective_hop_ns + wire
+    latency = machine.collective_base_ns + hops * machine.collective_hop_ns
+    return latency + wire_ns(name, size_bytes, ranks, machine)
+
+
+def wire_ns(name: str, size_bytes: int, ranks: int, machine: Machine) -> float:
+    """The bytes alone: what no algorithm can be faster than."""
+    share = _SHARE[name] * (ranks - 1) / ranks
+    return share * size_bytes / machine.collective_bytes_per_ns
 
 
 def _ranks(instruction: Instruction) -> int:

@@ -127,6 +127,7 @@ def trace(name: str, ops: list[str], slower: float = 1.0) -> TraceSummary:
         target="trn2",
         tp_degree=4,
         lnc=2,
+        dtype="bfloat16",
         context=640,
         prefill_tokens=64,
         decode_steps=16,
@@ -138,6 +139,8 @@ def trace(name: str, ops: list[str], slower: float = 1.0) -> TraceSummary:
                 bucket="1x64",
                 macs_nki=100 * len(ops),
                 macs_total=10_000,
+                macs_needed_nki=90 * len(ops),
+                macs_needed_total=9_000,
                 nki_instructions=12 * len(ops),
                 nki_kernel_calls=9 * len(ops),
                 nki_hbm_bytes=32768 * len(ops),
@@ -147,6 +150,7 @@ def trace(name: str, ops: list[str], slower: float = 1.0) -> TraceSummary:
         nki_flops_ratio=0.01 * len(ops),
         nki_flops_ratio_weighted=0.012 * len(ops),
         predictions={target: prediction(ops, scale) for target, scale in targets.items()},
+        timeline="decode_step.json.gz",
         fingerprint="3" * 64,
     )
 

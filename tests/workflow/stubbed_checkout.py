@@ -58,8 +58,8 @@ def compile_configuration(config, name, checkpoint, output):
 import kernels.reference
 """,
     "model/trace.py": """
-def trace(config, name, manifest, checkpoint, output):
-    run("trace", name, output)
+def trace(config, name, output):
+    run("trace", name, output, output.parent / "decode_step.json.gz")
 """,
     "model/generate.py": """
 def generate(config, name, manifest, checkpoint, output):

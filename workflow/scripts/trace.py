@@ -1,4 +1,4 @@
-"""Count MACs, instructions and bytes of one configuration's graphs."""
+"""Count what one configuration's graphs do, and predict how long they take."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,4 @@ name = snakemake.wildcards.configuration
 with job("trace", snakemake.config, snakemake.log[0], name) as config:
     from model.trace import trace
 
-    trace(
-        config,
-        name,
-        manifest=Path(snakemake.input.manifest),
-        checkpoint=Path(snakemake.input.checkpoint),
-        output=Path(snakemake.output.summary),
-    )
+    trace(config, name, output=Path(snakemake.output.summary))
