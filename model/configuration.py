@@ -288,7 +288,6 @@ class Config(Section):
             raise ValueError("configurations names one twice")
         return self
 
-
     def architecture(self) -> Path:
         """The folder of the model's config.json.
 

@@ -195,7 +195,8 @@ def _write_timeline(
 ) -> None:
     priced = Costs(target, predictions).of_run(run)
     about = (
-        f"{summary.model}, {summary.configuration}: one decode step at {summary.context} positions, "
-        f"one rank of {summary.tp_degree}, LNC {summary.lnc}. Every time is predicted for {target}."
+        f"{summary.model}, {summary.configuration}: one decode step at {summary.context} "
+        f"positions, one rank of {summary.tp_degree}, LNC {summary.lnc}. Every time is predicted "
+        f"for {target}."
     )
     write_graph_trace(slots(run, priced, predictions, target), target, about, path)

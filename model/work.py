@@ -91,7 +91,8 @@ def _collective(a: Arguments) -> Work:
 
 
 def _qk_norm(a: Arguments) -> Work:
-    return Work(0, size_bytes(a["q"], a["k"], a["q_weight"], a["k_weight"]), size_bytes(a["q"], a["k"]))
+    written = size_bytes(a["q"], a["k"])
+    return Work(0, written + size_bytes(a["q_weight"], a["k_weight"]), written)
 
 
 def _rope(a: Arguments) -> Work:

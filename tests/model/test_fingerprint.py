@@ -33,6 +33,8 @@ def test_a_record_counts_by_its_fields() -> None:
             bucket="1x64",
             macs_nki=0,
             macs_total=macs,
+            macs_needed_nki=0,
+            macs_needed_total=macs,
             nki_instructions=0,
             nki_kernel_calls=0,
             nki_hbm_bytes=0,

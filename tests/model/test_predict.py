@@ -52,9 +52,7 @@ def mine(x, weight, eps=1e-6):
 def own(tmp_path: Path) -> OpCall:
     """A call of a kernel that takes no notice of a second core."""
     (tmp_path / "k.py").write_text(NOT_DIVIDED)
-    return OpCall(
-        RMSNORM.op, 0, RMSNORM.arguments, RMSNORM.results, f"{tmp_path}/k.py:mine"
-    )
+    return OpCall(RMSNORM.op, 0, RMSNORM.arguments, RMSNORM.results, f"{tmp_path}/k.py:mine")
 
 
 def test_a_graph_has_no_launch_per_kernel(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compile, trace and generate: what they leave behind, and how they fail."""
+"""Compile and generate: what they leave behind, and how they fail."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from model.records import (
     PromptResult,
     RecordError,
     RunTiming,
-    TraceSummary,
 )
 from model.runtime import PromptError
-from model.trace import trace
 
 PROMPTS = """
 prompts:
@@ -54,10 +52,6 @@ class Bench:
 
     def compile(self) -> CompileManifest:
         return compile_configuration(self.config, "mine", self.checkpoint, self.manifest)
-
-    def trace(self) -> TraceSummary:
-        output = self.root / "trace.json"
-        return trace(self.config, "mine", self.manifest, self.checkpoint, output)
 
     def generate(self) -> GenerationRecord:
         output = self.root / "generation.json"
@@ -142,21 +136,6 @@ def test_a_kernel_that_breaks_a_rule_fails_with_op_shapes_rule_and_line(bench: B
     assert (violation.rule, violation.line) == ("partition-start", 10)
     assert violation.file.endswith("k.py")
     assert not bench.manifest.exists()
-
-
-def test_trace_counts_the_models_macs(bench: Bench) -> None:
-    bench.configure("{silu: {kernel: nki_silu_kernel}}")
-    bench.compile()
-    summary = bench.trace()
-    decode = next(g for g in summary.graphs if g.graph == "token_generation")
-    hidden, heads, kv, head, experts, k, inner, cache = 64, 4, 2, 16, 16, 4, 32, 24
-    layer = hidden * head * (2 * heads + 2 * kv)  # q, k, v, o
-    layer += 2 * heads * head * cache  # scores and values over the whole static cache
-    layer += hidden * experts + k * 3 * hidden * inner
-    assert decode.macs_total == 2 * layer + hidden * VOCABULARY
-    assert decode.macs_nki == 0
-    assert decode.nki_kernel_calls == 2
-    assert summary.nki_flops_ratio == 0
 
 
 def test_generation_keeps_outputs_timings_and_calls(bench: Bench) -> None:

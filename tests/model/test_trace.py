@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_model
 
 from model.checkpoint import CheckpointError
-from model.configuration import Config, ConfigurationError, parse_config
+from model.configuration import Config, ConfigurationError, ModelSource, parse_config
 from model.predict import PredictionError
 from model.records import GraphTrace, OpTrace, RecordError, TraceSummary
 from model.trace import flops_ratios, trace
@@ -20,7 +21,8 @@ from model.trace import flops_ratios, trace
 ROOT = Path(__file__).parents[2]
 QWEN = ROOT / "model/checkpoints/qwen3-30b-a3b"
 # One rank of four of Qwen3-30B-A3B.
-LAYERS, HIDDEN, HEADS, HEAD, EXPERTS, CHOSEN, INNER, VOCABULARY = 48, 2048, 8, 128, 128, 8, 192, 37984
+LAYERS, HIDDEN, HEADS, HEAD, VOCABULARY = 48, 2048, 8, 128, 37984
+EXPERTS, CHOSEN, INNER = 128, 8, 192
 CONTEXT = 640
 
 Trace = Callable[..., TraceSummary]
@@ -90,6 +92,24 @@ def test_macs_and_bytes_are_those_of_the_formulas(traced: Trace) -> None:
     assert ops["attention_decode"].hbm_bytes_needed == LAYERS * 2 * (
         2 * CONTEXT * HEAD + 2 * (HEADS + 2) * HEAD
     )
+
+
+def test_a_model_without_a_layout_is_traced_on_one_core_by_the_buckets(
+    traced: Trace, random_checkpoint: Path, config: Config
+) -> None:
+    source = ModelSource(source=str(random_checkpoint))
+    here = config.model_copy(update={"models": {"random": source}})
+    summary = traced("{silu: {kernel: nki_silu_kernel}}", config=here)
+    assert (summary.tp_degree, summary.lnc, summary.context) == (1, 1, 24)
+    assert [g.bucket for g in summary.graphs] == ["1x8", "1x16", "1x1"]
+    decode = summary.graphs[-1]
+    hidden, heads, kv, head, experts, k, inner, cache = 64, 4, 2, 16, 16, 4, 32, 24
+    layer = hidden * head * (2 * heads + 2 * kv)  # q, k, v, o
+    layer += 2 * heads * head * cache  # scores and values over the whole static cache
+    layer += hidden * experts + k * 3 * hidden * inner
+    assert decode.macs_total == 2 * layer + hidden * random_model.VOCABULARY
+    assert (decode.macs_nki, decode.nki_kernel_calls) == (0, 2)
+    assert summary.nki_flops_ratio == 0
 
 
 def test_prefill_counts_full_squares_and_needs_half_of_them(traced: Trace) -> None:
@@ -294,7 +314,8 @@ def test_a_kernel_that_breaks_a_rule_is_named_and_leaves_nothing(
     traced: Trace, tmp_path: Path
 ) -> None:
     (tmp_path / "k.py").write_text(BROKEN)
-    with pytest.raises(PredictionError, match=r"op silu, kernel .*mine, trn2.*x=bfloat16") as caught:
+    message = r"op silu, kernel .*mine, trn2.*x=bfloat16"
+    with pytest.raises(PredictionError, match=message) as caught:
         traced(f"{{silu: {{kernel: '{tmp_path}/k.py:mine'}}}}")
     assert "partition-start" in {violation.rule for violation in caught.value.violations}
     assert not (tmp_path / "traces/mine").exists()
