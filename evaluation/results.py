@@ -26,7 +26,7 @@ TRACKING = {"track_init", "track"}
 
 _NEEDS = {
     "compile": {"download", "compile"},
-    "trace": {"trace"},
+    "trace": {"download", "compile", "trace"},
     "generate": {"download", "compile", "generate"},
     "latency": {"download", "compile", "latency"},
     "accuracy": {"download", "compile", "reference", "accuracy"},
