@@ -23,8 +23,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,60 +30,62 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-import simulator.finder  # noqa: E402, F401  (`import nki` works from here on)
-from kernels import KERNELS  # noqa: E402
-from simulator import dtypes  # noqa: E402
+from benchmarks.kernel_bench import (  # noqa: E402
+    BF16,
+    FP8,
+    FP32,
+    INT32,
+    KERNELS,
+    Case,
+    fused_table,
+    load,
+    row,
+    spec,
+    table,
+)
 from simulator.specialise import TensorSpec  # noqa: E402
 from simulator.targets import TARGETS  # noqa: E402
-from simulator.timing import predict  # noqa: E402
+
+__all__ = ["CASES", "KERNELS", "Case", "load", "row", "spec", "table"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 HIDDEN, HEADS, KV_HEADS, HEAD, EXPERTS, CHOSEN, INNER = 2048, 8, 1, 128, 128, 8, 192
 PREFILL = (128, 640, 2048)
-BF16, FP32, INT32, FP8 = dtypes.bfloat16, dtypes.float32, dtypes.int32, dtypes.float8_e4m3
+
+LAUNCHES = ((1, 2), (128, 2), (640, 2), (2048, 2), (2048, 1))
+"""(tokens, physical cores) of kernels that work row by row."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A kernel at one shape, and what the mathematics needs there at least."""
-
-    kernel: str
-    phase: str
-    """`prefill` or `decode`."""
-    shape: str
-    arguments: dict[str, TensorSpec]
-    hbm_bytes: float
-    """That must be read or written."""
-    macs: float = 0.0
-    """That count, on the Tensor engine."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "bfloat16"
-    lnc: int = 2
-
-
-def spec(*shape: int, dtype: dtypes.DType = BF16) -> TensorSpec:
-    """A tensor argument."""
-    return TensorSpec(shape, dtype)
+def phase(tokens: int) -> str:
+    """Whose tokens these are."""
+    return "decode" if tokens <= 8 else "prefill"
 
 
 def row_cases() -> Iterator[Case]:
-    """Kernels that work row by row."""
-    rows = 2048
-    x, weight = spec(rows, HIDDEN), spec(HIDDEN)
-    once = 2 * rows * HIDDEN
-    shape = f"{rows}x{HIDDEN}"
-    yield Case("nki_rmsnorm_kernel", "prefill", shape, {"x": x, "weight": weight}, 2 * once, lnc=1)
-    yield Case("nki_softmax_kernel", "prefill", shape, {"x": x}, 2 * once, lnc=1)
-    yield Case("nki_silu_kernel", "prefill", shape, {"x": x}, 2 * once, lnc=1)
-    q, k = spec(rows, HEADS, HEAD), spec(rows, KV_HEADS, HEAD)
-    yield Case(
-        "nki_qk_rmsnorm_kernel",
-        "prefill",
-        f"{rows}x({HEADS}+{KV_HEADS})x{HEAD}",
-        {"q": q, "k": k, "q_weight": spec(HEAD), "k_weight": spec(HEAD)},
-        2 * 2 * rows * (HEADS + KV_HEADS) * HEAD,
-        lnc=1,
-    )
+    """Kernels that work row by row, on both cores; the longest prompt on one core as well."""
+    weight = spec(HIDDEN)
+    for rows, lnc in LAUNCHES:
+        x, shape, once = spec(rows, HIDDEN), f"{rows}x{HIDDEN}", 2 * rows * HIDDEN
+        for kernel, others, passes in (
+            ("nki_rmsnorm_kernel", {"weight": weight}, 2),
+            ("nki_fused_add_rmsnorm_kernel", {"residual": x, "weight": weight}, 4),
+            ("nki_softmax_kernel", {}, 2),
+            ("nki_silu_kernel", {}, 2),
+        ):
+            yield Case(kernel, phase(rows), shape, {"x": x, **others}, passes * once, lnc=lnc)
+        yield Case(
+            "nki_qk_rmsnorm_kernel",
+            phase(rows),
+            f"{rows}x({HEADS}+{KV_HEADS})x{HEAD}",
+            {
+                "q": spec(rows, HEADS, HEAD),
+                "k": spec(rows, KV_HEADS, HEAD),
+                "q_weight": spec(HEAD),
+                "k_weight": spec(HEAD),
+            },
+            2 * 2 * rows * (HEADS + KV_HEADS) * HEAD,
+            lnc=lnc,
+        )
 
 
 def router_cases() -> Iterator[Case]:
@@ -98,7 +98,6 @@ def router_cases() -> Iterator[Case]:
             {"x": spec(tokens, HIDDEN), "router_weight": spec(HIDDEN, EXPERTS)},
             2 * HIDDEN * (tokens + EXPERTS) + 8 * tokens * CHOSEN,
             tokens * HIDDEN * EXPERTS,
-            lnc=1,
         )
 
 
@@ -107,22 +106,32 @@ def expert_bytes(itemsize: int) -> int:
     return 3 * HIDDEN * INNER * itemsize
 
 
+def mlp_case(tokens: int, low: bool) -> Case:
+    """One expert, with bf16 or fp8 weights."""
+    dtype = FP8 if low else BF16
+    scales = {"gate_scale": spec(INNER, dtype=FP32), "up_scale": spec(INNER, dtype=FP32)}
+    return Case(
+        "nki_fused_expert_mlp_kernel",
+        "prefill",
+        f"{tokens}x{HIDDEN}x{INNER}",
+        {
+            "x": spec(tokens, HIDDEN),
+            "gate_weight": spec(HIDDEN, INNER, dtype=dtype),
+            "up_weight": spec(HIDDEN, INNER, dtype=dtype),
+            "down_weight": spec(INNER, HIDDEN, dtype=dtype),
+            **(scales if low else {}),
+        },
+        expert_bytes(1 if low else 2) + 4 * tokens * HIDDEN,
+        3 * tokens * HIDDEN * INNER,
+        dtype="bfloat16, fp8 weights" if low else "bfloat16",
+    )
+
+
 def mlp_cases() -> Iterator[Case]:
     """One expert, and the sum over experts."""
     for tokens in PREFILL:
-        yield Case(
-            "nki_fused_expert_mlp_kernel",
-            "prefill",
-            f"{tokens}x{HIDDEN}x{INNER}",
-            {
-                "x": spec(tokens, HIDDEN),
-                "gate_weight": spec(HIDDEN, INNER),
-                "up_weight": spec(HIDDEN, INNER),
-                "down_weight": spec(INNER, HIDDEN),
-            },
-            expert_bytes(2) + 4 * tokens * HIDDEN,
-            3 * tokens * HIDDEN * INNER,
-        )
+        yield mlp_case(tokens, False)
+        yield mlp_case(tokens, True)
         yield Case(
             "nki_expert_aggregation_kernel",
             "prefill",
@@ -187,18 +196,9 @@ def moe_cases() -> Iterator[Case]:
 
 
 def rotation_cases() -> Iterator[Case]:
-    """The fused norm, and RoPE; in decode for 1 and 32 sequences."""
-    rows = 2048
-    x = spec(rows, HIDDEN)
-    yield Case(
-        "nki_fused_add_rmsnorm_kernel",
-        "prefill",
-        f"{rows}x{HIDDEN}",
-        {"x": x, "residual": x, "weight": spec(HIDDEN)},
-        4 * 2 * rows * HIDDEN,
-        lnc=1,
-    )
-    for batch, tokens in ((1, rows), (1, 1), (32, 1)):
+    """RoPE of prompts; in decode of 1 and 32 sequences."""
+    prompts = [(1, tokens, lnc) for tokens, lnc in LAUNCHES if tokens > 1]
+    for batch, tokens, lnc in (*prompts, (1, 1, 2), (32, 1, 2)):
         decode = tokens == 1
         arguments = {
             "q": spec(batch, tokens, HEADS, HEAD),
@@ -214,7 +214,7 @@ def rotation_cases() -> Iterator[Case]:
             f"{batch}x{tokens}x({HEADS}+{KV_HEADS})x{HEAD}",
             arguments,
             4 * batch * tokens * (HEADS + KV_HEADS + 1) * HEAD,
-            lnc=1,
+            lnc=lnc,
         )
 
 
@@ -313,58 +313,108 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def load(name: str) -> Any:
-    """A kernel by its name in kernels.KERNELS."""
-    return getattr(import_module(KERNELS[name].module), name)
+Parts = dict[str, tuple[Case, list[Case]]]
+"""What is fused -> (the fused kernel, the kernels of its parts)."""
 
 
-def row(case: Case, target: str) -> dict[str, Any]:
-    """What the timing model predicts for a case. Times in us."""
-    kernel = load(case.kernel)
-    launched = kernel[case.lnc] if case.lnc > 1 else kernel
-    program = launched.specialise(**case.arguments, **case.parameters, target=TARGETS[target])
-    timeline = predict(program, target)
-    machine = timeline.machine
-    memory = case.hbm_bytes / (machine.hbm_core_bytes_per_ns * case.lnc) / 1000
-    compute = case.macs / (machine.tensor_macs_per_ns * case.lnc) / 1000
-    predicted = timeline.latency_us
-    outside = (machine.launch_ns + machine.finish_ns) / 1000
-    causes = timeline.critical_path_us
-    return {
-        "kernel": case.kernel,
-        "phase": case.phase,
-        "shape": case.shape,
-        "dtype": case.dtype,
-        "lnc": case.lnc,
-        "predicted_us": round(predicted, 3),
-        "in_graph_us": round(predicted - outside, 3),
-        "roofline_us": round(max(memory, compute), 3),
-        "mfu": round(compute / predicted, 4),
-        "mbu": round(memory / predicted, 4),
-        "bound_by": "compute" if compute > memory else "memory",
-        "slowed_by": max(causes, key=lambda cause: causes[cause]),
-        "hbm_bytes_moved": timeline.hbm_bytes,
-        "hbm_bytes_needed": int(case.hbm_bytes),
-        "parameters": case.parameters,
+def parts_of_fused(tokens: int) -> Parts:
+    """What fused kernels are compared with, at this many tokens.
+
+    A residual sum and a gate's product have no kernel of their own: an elementwise kernel, SiLU,
+    stands in, which reads one operand less. A product is what the output projection does.
+    """
+    every = {(c.kernel, c.shape): c for c in CASES if c.lnc == 2 and "fp8" not in c.dtype}
+    rows, columns, inputs = f"{tokens}x{HIDDEN}", (HEADS + 2 * KV_HEADS) * HEAD, HEADS * HEAD
+    norm, elementwise = every["nki_rmsnorm_kernel", rows], every["nki_silu_kernel", rows]
+    router = every["nki_expert_router_kernel", f"{rows}x{EXPERTS}"]
+    qkv = projection(
+        "nki_qkv_projection_kernel", tokens, HIDDEN, columns, False, {"kv_width": HEAD}
+    )
+    found: Parts = {
+        "norm, residual": (every["nki_fused_add_rmsnorm_kernel", rows], [norm, elementwise]),
+        "norms of q and k": (
+            every["nki_qk_rmsnorm_kernel", f"{tokens}x({HEADS}+{KV_HEADS})x{HEAD}"],
+            [
+                part("nki_rmsnorm_kernel", x=spec(tokens * heads, HEAD), weight=spec(HEAD))
+                for heads in (HEADS, KV_HEADS)
+            ],
+        ),
+        "norm, qkv": (every["nki_qkv_projection_kernel", f"{rows}x{columns}"], [norm, qkv]),
+        "o, residual": (
+            every["nki_output_projection_kernel", f"{tokens}x{inputs}x{HIDDEN}"],
+            [product(tokens, inputs, HIDDEN), elementwise],
+        ),
+        "product, softmax and top k": (
+            router,
+            [
+                product(tokens, HIDDEN, EXPERTS),
+                part("nki_expert_router_kernel", x=spec(tokens, EXPERTS)),
+            ],
+        ),
     }
-
-
-def table(rows: list[dict[str, Any]], target: str) -> str:
-    """The rows for a reader."""
-    lines = [
-        f"Predicted for {target} by the timing model; nothing here is measured. Times in us.",
-        f"{'kernel':31}{'shape':38}{'dtype':23}{'lnc':>3}{'predicted':>11}{'in graph':>10}"
-        f"{'roofline':>10}{'of it':>7}{'in graph':>9}{'MFU':>7}{'MBU':>7}  bound by, slowed by",
-    ]
-    for r in rows:
-        alone, inside = (r["roofline_us"] / r[key] for key in ("predicted_us", "in_graph_us"))
-        lines.append(
-            f"{r['kernel']:31}{r['shape']:38}{r['dtype']:23}{r['lnc']:>3}"
-            f"{r['predicted_us']:>11.1f}{r['in_graph_us']:>10.1f}{r['roofline_us']:>10.1f}"
-            f"{alone:>7.0%}{inside:>9.0%}{r['mfu']:>7.1%}{r['mbu']:>7.1%}"
-            f"  {r['bound_by']}, {r['slowed_by']}"
+    if tokens == 1:
+        total = part(
+            "nki_expert_aggregation_kernel",
+            expert_outputs=spec(1, CHOSEN, HIDDEN),
+            weights=spec(1, CHOSEN, dtype=FP32),
         )
-    return "\n".join(lines)
+        found["norm, router, experts, sum"] = (
+            every["nki_moe_decode_kernel", f"{rows}, {CHOSEN} of {EXPERTS} experts x{INNER}"],
+            [norm, router, *[mlp_case(1, False)] * CHOSEN, total],
+        )
+        return found
+    up, down = product(tokens, HIDDEN, INNER), product(tokens, INNER, HIDDEN)
+    gate = part("nki_silu_kernel", x=spec(tokens, INNER))
+    found["three products, silu, gate"] = (
+        every["nki_fused_expert_mlp_kernel", f"{rows}x{INNER}"], [up, up, gate, gate, down]
+    )  # fmt: skip
+    scores = part("nki_softmax_kernel", x=spec(HEADS * tokens, tokens))
+    products = [product(tokens, HEAD, tokens), product(tokens, tokens, HEAD)]
+    found["scores, softmax, values"] = (
+        every["nki_flash_attention_kernel", f"1x{tokens}x({HEADS}+{KV_HEADS})x{HEAD}"],
+        [scores, *products * HEADS],
+    )
+    found["experts, sum"] = (
+        every["nki_moe_prefill_kernel", f"{rows}, {CHOSEN} of {EXPERTS} experts x{INNER}"],
+        [mlp_case(tokens * CHOSEN // EXPERTS, False)] * EXPERTS
+        + [every["nki_expert_aggregation_kernel", f"{tokens}x{CHOSEN}x{HIDDEN}"]],
+    )
+    return found
+
+
+def part(kernel: str, **arguments: TensorSpec) -> Case:
+    """A kernel timed only to be added up."""
+    return Case(kernel, "", "", arguments, 1)
+
+
+def product(tokens: int, size: int, columns: int) -> Case:
+    """[tokens, size] x [size, columns]."""
+    return projection("nki_output_projection_kernel", tokens, size, columns, False, {})
+
+
+def fused_rows(target: str) -> list[dict[str, Any]]:
+    """Each fused kernel beside the sum of its parts, in a graph (without launches). Times in us."""
+    rows = []
+    timed: dict[str, float] = {}
+    for tokens in (1, *PREFILL):
+        for name, (fused, parts) in parts_of_fused(tokens).items():
+            total = 0.0
+            for case in parts:
+                key = repr((case.kernel, case.arguments, case.parameters))
+                if key not in timed:
+                    timed[key] = row(case, target)["in_graph_us"]
+                total += timed[key]
+            own = row(fused, target)["in_graph_us"]
+            rows.append(
+                {
+                    "kernel": fused.kernel,
+                    "shape": fused.shape,
+                    "fuses": name,
+                    "predicted_in_graph_us": own,
+                    "predicted_parts_in_graph_us": round(total, 3),
+                }
+            )
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -379,7 +429,15 @@ def main(arguments: list[str] | None = None) -> None:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"kernels_{given.target}.json"
         path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows) if given.json else table(rows, given.target))
+        fused = fused_rows(given.target)
+        path = RESULTS / f"kernels_fused_{given.target}.json"
+        path.write_text(json.dumps(fused, indent=1) + "\n")
+    if given.json:
+        print(json.dumps(rows))
+        return
+    print(table(rows, given.target))
+    if not given.only:
+        print(fused_table(fused, given.target))
 
 
 if __name__ == "__main__":

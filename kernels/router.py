@@ -6,7 +6,7 @@ import nki.language as nl
 
 from kernels.blocks import evict, load_contraction, multiply, transpose_interleaved
 from kernels.routing import best_experts, softmax_shares, sum_of_all
-from kernels.tiling import load_rows
+from kernels.tiling import core_share, load_rows
 
 
 @nki.jit
@@ -16,6 +16,8 @@ def nki_expert_router_kernel(x, router_weight=None, top_k=8, normalise=True, evi
     Tokens go 128 at a time, one per partition. The product stays in fp32 in PSUM. The top 8
     come out of two Vector instructions (the 8 largest values, and where they are); for more,
     the found ones are replaced by the lowest number and the search is repeated.
+
+    On two cores (LNC2) each takes half of the tokens.
 
     Of experts with equal logits the lower number is chosen and comes first; torch.topk leaves
     their order open.
@@ -56,8 +58,9 @@ def nki_expert_router_kernel(x, router_weight=None, top_k=8, normalise=True, evi
     matrix = None
     if multiplies:
         matrix = load_contraction(router_weight, 0, experts)
-    for start in range(0, tokens, nl.tile_size.pmax):
-        count = min(nl.tile_size.pmax, tokens - start)
+    first, last = core_share(tokens)
+    for start in range(first, last, nl.tile_size.pmax):
+        count = min(nl.tile_size.pmax, last - start)
         rows = load_rows(x, start, count)
         logits = nl.ndarray((count, experts), dtype=nl.float32, buffer=nl.sbuf)
         if multiplies:
