@@ -20,7 +20,7 @@ SBUF_FOR_CACHE = 98304
 
 @nki.jit
 def nki_decode_attention_kernel(
-    q, k, v, k_cache, v_cache, lengths, logit_bound=None, pieces=2, evict_engine="both"
+    q, k, v, k_cache, v_cache, lengths, logit_bound=None, pieces=2, buffers=4, evict_engine="both"
 ):
     """out = softmax(q K^T / sqrt(head_dim)) V over a cache's filled positions and the new token.
 
@@ -42,6 +42,7 @@ def nki_decode_attention_kernel(
         logit_bound: None, or a promise that no |q . k| / sqrt(head_dim) is larger; at most 60.
             Then no maximum is taken.
         pieces: DMAs for the keys of a pair.
+        buffers: pairs whose keys and values are in SBUF at a time, fewer if they do not fit.
         evict_engine: "vector", "scalar" or "both": who copies transposed keys out of PSUM.
 
     Returns:
@@ -85,6 +86,7 @@ def nki_decode_attention_kernel(
         "nki_decode_attention_kernel: k_cache's positions need more than 96 KiB per partition"
     )
     assert pieces >= 1, "nki_decode_attention_kernel: pieces must be at least 1"
+    assert buffers >= 1, "nki_decode_attention_kernel: buffers must be at least 1"
     if logit_bound != None:  # noqa: E711
         assert 0 <= logit_bound <= 60, "nki_decode_attention_kernel: logit_bound must be 0 to 60"
     out = nl.ndarray(q.shape, dtype=q.dtype, buffer=nl.shared_hbm)
@@ -103,14 +105,19 @@ def nki_decode_attention_kernel(
     with_maximum = logit_bound == None  # noqa: E711
     new = end == positions  # the core that has the last positions takes the new tokens
     waiting = []
+    rings = []  # a few pairs in flight: more would share the DMA engines, and all come late
+    for _ in range(min(buffers, last - first)):
+        rings.append((new_part(k_cache, end - begin), new_part(v_cache, end - begin)))
+    queries = load_queries(q, first * each, (last - first) * each)
     for pair in range(first, last):
         b = pair // groups
         g = pair % groups
-        keys = load_part(k_cache, k, b, g, begin, end, new, pieces)
-        values = load_part(v_cache, v, b, g, begin, end, new, 1)
-        queries = load_queries(q, b, g * each, each)
+        ring = rings[(pair - first) % len(rings)]
+        keys = load_part(ring[0], k_cache, k, b, g, begin, end, new, pieces)
+        values = load_part(ring[1], v_cache, v, b, g, begin, end, new, 1)
+        own = queries[:, (pair - first) * each : (pair - first + 1) * each]
         masks = masked_positions(filled_positions[:, b : b + 1], keys, begin, new)
-        waiting.append((score(queries, keys, masks, evict_engine), values, b, g * each))
+        waiting.append((score(own, keys, masks, evict_engine), values, b, g * each))
         if len(waiting) > 1:  # this pair's scores come before the last one's weights
             finish_pair(waiting.pop(0), out, with_maximum, shared)
     finish_pair(waiting.pop(0), out, with_maximum, shared)
@@ -134,22 +141,41 @@ def finish_pair(step, out, with_maximum, shared):
 
 
 def load_lengths(lengths):
-    """Lengths in every partition: SBUF [128, batch] int32, and the same in fp32."""
+    """Lengths: SBUF [1, batch] int32, and in every partition, SBUF [128, batch] fp32.
+
+    A product with ones spreads them: a DMA of 4 bytes to each partition takes 1.4 us.
+    """
     batch = lengths.shape[0]
-    numbers = nl.ndarray((nl.tile_size.pmax, batch), dtype=nl.int32, buffer=nl.sbuf)
+    numbers = nl.ndarray((1, batch), dtype=nl.int32, buffer=nl.sbuf)
     nisa.dma_copy(
         dst=numbers,
-        src=lengths.ap(pattern=[[0, nl.tile_size.pmax], [1, batch]], offset=0),
+        src=lengths.reshape((1, batch)),
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.scalar,
     )
+    row = nl.ndarray((1, batch), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=row, src=numbers, engine=nisa.engine.vector)
     values = nl.ndarray((nl.tile_size.pmax, batch), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=values, src=numbers, engine=nisa.engine.vector)
+    ones = filled((1, nl.tile_size.pmax), 1.0, nl.float32)
+    for first in range(0, batch, nl.tile_size.psum_fmax):
+        last = min(batch, first + nl.tile_size.psum_fmax)
+        nisa.tensor_copy(
+            dst=values[:, first:last], src=sum_over_partitions(row[:, first:last], ones)
+        )
     return numbers, values
 
 
-def load_part(cache, row, b, g, begin, end, new, pieces):
-    """Positions [begin, end) of a pair's cache, and the new row if `new`.
+def new_part(cache, positions):
+    """None, or room for the positions of a pair that fill whole tiles: SBUF [128, tiles, width]."""
+    tiles = positions // nl.tile_size.pmax
+    if tiles == 0:
+        return None
+    shape = (nl.tile_size.pmax, tiles, cache.shape[3])
+    return nl.ndarray(shape, dtype=cache.dtype, buffer=nl.sbuf)
+
+
+def load_part(main, cache, row, b, g, begin, end, new, pieces):
+    """Positions [begin, end) of a pair's cache, and the new row if `new`; main is `new_part`'s.
 
     Returns:
         (None or SBUF [128, tiles, width], None or SBUF [rows, width]): position begin + p * tiles
@@ -161,9 +187,8 @@ def load_part(cache, row, b, g, begin, end, new, pieces):
     tiles = (end - begin) // size
     rest = end - begin - tiles * size
     start = ((b * groups + g) * positions + begin) * width
-    main, tail = None, None
+    tail = None
     if tiles > 0:
-        main = nl.ndarray((size, tiles, width), dtype=cache.dtype, buffer=nl.sbuf)
         step = (tiles + pieces - 1) // pieces
         for j in range(0, tiles, step):
             some = min(step, tiles - j)
@@ -187,20 +212,33 @@ def load_part(cache, row, b, g, begin, end, new, pieces):
     return main, tail
 
 
-def load_queries(q, b, first, heads):
-    """Heads [first, first + heads) of a sequence, scaled and transposed: SBUF [width, heads]."""
+def load_queries(q, first, count):
+    """Heads of all sequences, scaled and transposed: SBUF [width, count].
+
+    All at once: a small DMA behind those of a cache would come as late as these.
+
+    Args:
+        q: HBM tensor [batch, heads, width].
+        first: number of the first head, counted through all sequences.
+        count: how many.
+    """
     width = q.shape[2]
-    rows = nl.ndarray((heads, width), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(
-        dst=rows,
-        src=q[b, first : first + heads, :],
-        dge_mode=nisa.dge_mode.hwdge,
-        engine=nisa.engine.scalar,
-    )
-    turned = nl.ndarray((width, heads), dtype=q.dtype, buffer=nl.psum)
-    nisa.nc_transpose(dst=turned, data=rows)
-    result = nl.ndarray((width, heads), dtype=q.dtype, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=result, data=turned, op0=nl.multiply, operand0=width**-0.5)
+    rows = q.reshape((q.shape[0] * q.shape[1], width))
+    result = nl.ndarray((width, count), dtype=q.dtype, buffer=nl.sbuf)
+    for start in range(0, count, nl.tile_size.pmax):
+        some = min(nl.tile_size.pmax, count - start)
+        tile = nl.ndarray((some, width), dtype=q.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(
+            dst=tile,
+            src=rows[first + start : first + start + some, :],
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.scalar,
+        )
+        turned = nl.ndarray((width, some), dtype=q.dtype, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=tile)
+        nisa.tensor_scalar(
+            dst=result[:, start : start + some], data=turned, op0=nl.multiply, operand0=width**-0.5
+        )
     return result
 
 
