@@ -1,19 +1,21 @@
-"""Attention of one new token of each sequence against its KV cache.
-
-Positions lie on partitions, a partition's positions next to each other in HBM, so that a cache
-is read in long descriptors, whichever positions count. Scores then come out transposed, as the
-second product needs them: what is exponentiated is a few numbers per partition, and only the
-maximum has to cross partitions.
-"""
+"""Attention of one new token of each sequence against its KV cache; see cache_attention.py."""
 
 import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from kernels.blocks import evict, filled, sum_over_partitions
+from kernels.blocks import filled
+from kernels.cache_attention import (
+    advance,
+    begin_scores,
+    by_head,
+    end_scores,
+    load_lengths,
+    load_part,
+    masked_positions,
+    new_part,
+)
 
-MASKED = -1.0e30
-"""Added to scores of positions that are not filled."""
 SBUF_FOR_CACHE = 98304
 """Bytes per partition for one pair's keys, values and scores; the next pair's have as many."""
 
@@ -104,23 +106,29 @@ def nki_decode_attention_kernel(
     numbers, filled_positions = load_lengths(lengths)
     with_maximum = logit_bound == None  # noqa: E711
     new = end == positions  # the core that has the last positions takes the new tokens
-    waiting = []
+    most = max(1, 2 * SBUF_FOR_CACHE // (tiles * 2 * width * itemsize))
     rings = []  # a few pairs in flight: more would share the DMA engines, and all come late
-    for _ in range(min(buffers, last - first)):
+    for _ in range(min(buffers, most, last - first)):
         rings.append((new_part(k_cache, end - begin), new_part(v_cache, end - begin)))
     queries = load_queries(q, first * each, (last - first) * each)
+    ones = filled((nl.tile_size.pmax, 1), 1.0, nl.float32)
+    waiting = None
+    previous = None
     for pair in range(first, last):
         b = pair // groups
         g = pair % groups
         ring = rings[(pair - first) % len(rings)]
-        keys = load_part(ring[0], k_cache, k, b, g, begin, end, new, pieces)
-        values = load_part(ring[1], v_cache, v, b, g, begin, end, new, 1)
+        keys = load_part(ring[0], k_cache, k if new else None, b, g, begin, end, pieces)
+        values = load_part(ring[1], v_cache, v if new else None, b, g, begin, end, 1)
         own = queries[:, (pair - first) * each : (pair - first + 1) * each]
         masks = masked_positions(filled_positions[:, b : b + 1], keys, begin, new)
-        waiting.append((score(own, keys, masks, evict_engine), values, b, g * each))
-        if len(waiting) > 1:  # this pair's scores come before the last one's weights
-            finish_pair(waiting.pop(0), out, with_maximum, shared)
-    finish_pair(waiting.pop(0), out, with_maximum, shared)
+        step, rest = begin_scores(own, keys, masks, evict_engine, with_maximum, None, previous)
+        if previous != None:  # noqa: E711  the Tensor engine has work while keys leave PSUM
+            finish_pair(waiting, ones, out, shared)
+        end_scores(step, rest)
+        waiting = (step, values, b, g * each)
+        previous = step
+    finish_pair(waiting, ones, out, shared)
     if new:  # after all reads: nothing waits for a write to an address known on the device only
         for pair in range(first, last):
             b = pair // groups
@@ -130,86 +138,15 @@ def nki_decode_attention_kernel(
     return out, k_cache, v_cache
 
 
-def finish_pair(step, out, with_maximum, shared):
+def finish_pair(waiting, ones, out, shared):
     """From a pair's scores to its part of out; `shared` if the other core has half of them."""
-    scores, values, b, first = step
-    total = weigh(scores, values, with_maximum)
+    step, values, b, first = waiting
+    with_maximum = step[1] < 3 or step[2] != None  # noqa: E711
+    total = weigh(step, values, ones, with_maximum)
     if shared:
         total = add_other_core(total, with_maximum)
     if nl.program_id(0) == 0 or not shared:
         store_result(total, out, b, first)
-
-
-def load_lengths(lengths):
-    """Lengths: SBUF [1, batch] int32, and in every partition, SBUF [128, batch] fp32.
-
-    A product with ones spreads them: a DMA of 4 bytes to each partition takes 1.4 us.
-    """
-    batch = lengths.shape[0]
-    numbers = nl.ndarray((1, batch), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(
-        dst=numbers,
-        src=lengths.reshape((1, batch)),
-        dge_mode=nisa.dge_mode.hwdge,
-        engine=nisa.engine.scalar,
-    )
-    row = nl.ndarray((1, batch), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=row, src=numbers, engine=nisa.engine.vector)
-    values = nl.ndarray((nl.tile_size.pmax, batch), dtype=nl.float32, buffer=nl.sbuf)
-    ones = filled((1, nl.tile_size.pmax), 1.0, nl.float32)
-    for first in range(0, batch, nl.tile_size.psum_fmax):
-        last = min(batch, first + nl.tile_size.psum_fmax)
-        nisa.tensor_copy(
-            dst=values[:, first:last], src=sum_over_partitions(row[:, first:last], ones)
-        )
-    return numbers, values
-
-
-def new_part(cache, positions):
-    """None, or room for the positions of a pair that fill whole tiles: SBUF [128, tiles, width]."""
-    tiles = positions // nl.tile_size.pmax
-    if tiles == 0:
-        return None
-    shape = (nl.tile_size.pmax, tiles, cache.shape[3])
-    return nl.ndarray(shape, dtype=cache.dtype, buffer=nl.sbuf)
-
-
-def load_part(main, cache, row, b, g, begin, end, new, pieces):
-    """Positions [begin, end) of a pair's cache, and the new row if `new`; main is `new_part`'s.
-
-    Returns:
-        (None or SBUF [128, tiles, width], None or SBUF [rows, width]): position begin + p * tiles
-        + j is row p of tile j; the second holds the fewer than 128 positions that are left, and
-        behind them the new row.
-    """
-    groups, positions, width = cache.shape[1], cache.shape[2], cache.shape[3]
-    size = nl.tile_size.pmax
-    tiles = (end - begin) // size
-    rest = end - begin - tiles * size
-    start = ((b * groups + g) * positions + begin) * width
-    tail = None
-    if tiles > 0:
-        step = (tiles + pieces - 1) // pieces
-        for j in range(0, tiles, step):
-            some = min(step, tiles - j)
-            nisa.dma_copy(
-                dst=main[:, j : j + some, :],
-                src=cache.ap(
-                    pattern=[[tiles * width, size], [width, some], [1, width]],
-                    offset=start + j * width,
-                ),
-            )
-    rows = rest + int(new)
-    if rows > 0:
-        tail = nl.ndarray((rows, width), dtype=cache.dtype, buffer=nl.sbuf)
-        if rest > 0:
-            at = start + tiles * size * width
-            nisa.dma_copy(
-                dst=tail[0:rest, :], src=cache.ap(pattern=[[width, rest], [1, width]], offset=at)
-            )
-        if new:
-            nisa.dma_copy(dst=tail[rest:rows, :], src=row[b, g : g + 1, :])
-    return main, tail
 
 
 def load_queries(q, first, count):
@@ -242,206 +179,46 @@ def load_queries(q, first, count):
     return result
 
 
-def masked_positions(length, part, begin, new):
-    """MASKED for positions from `length` on, else 0: for both tiles of `load_part`.
-
-    Args:
-        length: SBUF column [128, 1], fp32.
-        part: what `load_part` returns.
-        begin: first position.
-        new: whether the last row is the new token's.
-
-    Returns:
-        (None or SBUF [128, tiles] fp32, None or SBUF [rows, 1] fp32); the last row of the
-        second, if there is a new token, is a position that is never masked.
-    """
-    main, tail = part
-    size = nl.tile_size.pmax
-    masks = []
-    tiles = 0
-    if main != None:  # noqa: E711
-        tiles = main.shape[1]
-        numbers = nl.ndarray((size, tiles), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.iota(dst=numbers, pattern=[[1, tiles]], offset=begin, channel_multiplier=tiles)
-        masks.append(mask_from(numbers, length))
-    else:
-        masks.append(None)
-    if tail != None:  # noqa: E711
-        numbers = nl.ndarray((tail.shape[0], 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.iota(dst=numbers, pattern=[[0, 1]], offset=begin + tiles * size, channel_multiplier=1)
-        if new:
-            nisa.affine_select(
-                dst=numbers,
-                pattern=[[0, 1]],
-                offset=1 - tail.shape[0],
-                channel_multiplier=1,
-                on_true_tile=numbers,
-                on_false_value=-1.0,
-                cmp_op=nl.not_equal,
-            )
-        masks.append(mask_from(numbers, length[0 : tail.shape[0], :]))
-    else:
-        masks.append(None)
-    return masks
-
-
-def mask_from(numbers, length):
-    """In place: MASKED where a position is not below `length`, else 0."""
-    nisa.tensor_scalar(
-        dst=numbers,
-        data=numbers,
-        op0=nl.greater_equal,
-        operand0=length,
-        op1=nl.multiply,
-        operand1=MASKED,
-    )
-    return numbers
-
-
-def score(queries, part, masks, engine):
-    """Masked scores: SBUF [128, tiles + 1, heads], fp32; the last tile is `part`'s second.
-
-    Args:
-        queries: SBUF [width, heads].
-        part: keys, what `load_part` returns.
-        masks: what `masked_positions` returns.
-        engine: who evicts transposed keys.
-    """
-    main, tail = part
-    size = nl.tile_size.pmax
-    width, heads = queries.shape
-    tiles = 0
-    if main != None:  # noqa: E711
-        tiles = main.shape[1]
-    result = nl.ndarray((size, tiles + 1, heads), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=result[:, tiles, :], value=MASKED)
-    group = 4 if queries.dtype == nl.float32 else 8
-    ready = None
-    for first in range(0, tiles, group):
-        some = min(group, tiles - first)
-        turned = nl.ndarray((width, some, size), dtype=queries.dtype, buffer=nl.psum)
-        for j in range(some):
-            nisa.nc_transpose(dst=turned[:, j, :], data=main[:, first + j, :])
-        keys = nl.ndarray((width, some, size), dtype=queries.dtype, buffer=nl.sbuf)
-        evict(keys, turned, engine, first // group)
-        if ready != None:  # noqa: E711  the Tensor engine need not wait for the copy
-            score_group(queries, ready[0], masks[0], result, ready[1])
-        ready = (keys, first)
-    if ready != None:  # noqa: E711
-        score_group(queries, ready[0], masks[0], result, ready[1])
-    if tail != None:  # noqa: E711
-        rows = tail.shape[0]
-        turned = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.psum)
-        nisa.nc_transpose(dst=turned, data=tail)
-        keys = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.sbuf)
-        evict(keys, turned, engine, 1)
-        scores = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(dst=scores, stationary=keys, moving=queries, accumulate=False)
-        nisa.tensor_scalar(dst=result[0:rows, tiles, :], data=scores, op0=nl.add, operand0=masks[1])
-    return result
-
-
-def score_group(queries, keys, mask, result, first):
-    """Masked scores of some tiles of keys.
-
-    Args:
-        queries: SBUF [width, heads].
-        keys: SBUF [width, some, 128].
-        mask: SBUF [128, tiles], fp32.
-        result: SBUF [128, > tiles, heads], fp32; tiles [first, first + some) are written.
-        first: the first tile.
-    """
-    some, size = keys.shape[1], keys.shape[2]
-    heads = queries.shape[1]
-    tiles = mask.shape[1]
-    step = min(some, nl.tile_size.psum_fmax // heads)
-    for j in range(0, some, step):
-        few = min(step, some - j)
-        scores = nl.ndarray((size, few, heads), dtype=nl.float32, buffer=nl.psum)
-        for n in range(few):
-            nisa.nc_matmul(
-                dst=scores[:, n, :],
-                stationary=keys[:, j + n, :],
-                moving=queries,
-                accumulate=False,
-            )
-        nisa.tensor_tensor(
-            dst=result[:, first + j : first + j + few, :],
-            data1=scores,
-            data2=mask.ap(pattern=[[tiles, size], [1, few], [0, heads]], offset=first + j),
-            op=nl.add,
-        )
-
-
-def highest_scores(scores):
-    """Each head's largest score: (SBUF column [heads, 1], SBUF [128, heads] in every partition)."""
-    size, tiles, heads = scores.shape
-    by_head = scores.ap(pattern=[[tiles * heads, size], [1, heads], [heads, tiles]], offset=0)
-    highest = nl.ndarray((size, heads), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=highest, op=nl.maximum, data=by_head, axis=2)
-    turned = nl.ndarray((heads, size), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_transpose(dst=turned, data=highest)
-    column = nl.ndarray((heads, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=column, op=nl.maximum, data=turned, axis=1)
-    diagonal = nl.ndarray((heads, heads), dtype=nl.float32, buffer=nl.sbuf)
-    identity = nl.shared_identity_matrix(size, dtype=nl.float32)
-    nisa.tensor_scalar(
-        dst=diagonal, data=identity[0:heads, 0:heads], op0=nl.multiply, operand0=column
-    )
-    total = sum_over_partitions(diagonal, filled((heads, size), 1.0, nl.float32))
-    everywhere = nl.ndarray((size, heads), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=everywhere, src=total, engine=nisa.engine.vector)
-    return column, everywhere
-
-
-def weigh(scores, part, with_maximum):
+def weigh(step, part, ones, with_maximum):
     """exp(scores - maximum) times the values, and what is needed to divide.
 
     Args:
-        scores: SBUF [128, tiles + 1, heads], fp32; overwritten.
+        step: what `score` returns; its scores are overwritten.
         part: values, what `load_part` returns.
+        ones: SBUF column [128, 1] of 1.0, fp32.
         with_maximum: else the maximum is taken as 0.
 
     Returns:
         SBUF tile [heads, width + 2], fp32: sums of weighted values, of weights, the maximum.
     """
     main, tail = part
-    size, tiles, heads = scores.shape
+    size, slots, heads = step[0].shape
     values = tail
     if main != None:  # noqa: E711
         values = main
     width = values.shape[len(values.shape) - 1]
     result = nl.ndarray((heads, width + 2), dtype=nl.float32, buffer=nl.sbuf)
-    if with_maximum:
-        column, everywhere = highest_scores(scores)
-        nisa.tensor_tensor(
-            dst=scores,
-            data1=scores,
-            data2=everywhere.ap(pattern=[[heads, size], [0, tiles], [1, heads]], offset=0),
-            op=nl.subtract,
-        )
-        nisa.tensor_copy(dst=result[:, width + 1 : width + 2], src=column)
-    weights = nl.ndarray((size, tiles, heads), dtype=values.dtype, buffer=nl.sbuf)
-    nisa.activation(dst=weights, op=nl.exp, data=scores)
+    advance(step, 3)
+    weights = step[0]
     mixed = nl.ndarray((heads, width), dtype=nl.float32, buffer=nl.psum)
-    for j in range(tiles - 1):
+    tiles = slots - int(tail != None)  # noqa: E711
+    for j in range(tiles):
         nisa.nc_matmul(
             dst=mixed, stationary=weights[:, j, :], moving=main[:, j, :], accumulate=j > 0
         )
     if tail != None:  # noqa: E711
         nisa.nc_matmul(
             dst=mixed,
-            stationary=weights[0 : tail.shape[0], tiles - 1, :],
+            stationary=weights[0 : tail.shape[0], tiles, :],
             moving=tail,
-            accumulate=tiles > 1,
+            accumulate=tiles > 0,
         )
     sums = nl.ndarray((size, heads), dtype=nl.float32, buffer=nl.sbuf)
-    by_head = weights.ap(pattern=[[tiles * heads, size], [1, heads], [heads, tiles]], offset=0)
-    nisa.tensor_reduce(dst=sums, op=nl.add, data=by_head, axis=2)
+    nisa.tensor_reduce(dst=sums, op=nl.add, data=by_head(weights), axis=2)
     total = nl.ndarray((heads, 1), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_matmul(
-        dst=total, stationary=sums, moving=filled((size, 1), 1.0, nl.float32), accumulate=False
-    )
+    nisa.nc_matmul(dst=total, stationary=sums, moving=ones, accumulate=False)
+    if with_maximum:
+        nisa.tensor_copy(dst=result[:, width + 1 : width + 2], src=step[2][0])
     nisa.tensor_copy(dst=result[:, width : width + 1], src=total)
     nisa.tensor_copy(dst=result[:, 0:width], src=mixed, engine=nisa.engine.scalar)
     return result
