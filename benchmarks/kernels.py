@@ -302,11 +302,40 @@ def attention_cases() -> Iterator[Case]:
             )
 
 
+def block_cases() -> Iterator[Case]:
+    """A whole attention block for one new token of each sequence."""
+    columns, inputs = (HEADS + 2 * KV_HEADS) * HEAD, HEADS * HEAD
+    for batch, context in ((1, 640), (1, 4096), (4, 640), (8, 4096)):
+        cache, table = spec(batch, KV_HEADS, context, HEAD), spec(4096, HEAD)
+        yield Case(
+            "nki_attention_block_decode_kernel",
+            "decode",
+            f"{batch}x{HIDDEN}, {context} positions",
+            {
+                "x": spec(batch, HIDDEN),
+                "norm_weight": spec(HIDDEN),
+                "qkv_weight": spec(HIDDEN, columns),
+                "q_norm_weight": spec(HEAD),
+                "k_norm_weight": spec(HEAD),
+                "cos": table,
+                "sin": table,
+                "k_cache": cache,
+                "v_cache": cache,
+                "lengths": spec(batch, 1, dtype=INT32),
+                "o_weight": spec(inputs, HIDDEN),
+            },
+            2 * HIDDEN * (columns + inputs + 2 * batch + 1)
+            + 4 * batch * (KV_HEADS * (context + 1) + 1) * HEAD,
+            batch * (HIDDEN * (columns + inputs) + 2 * HEADS * context * HEAD),
+        )
+
+
 CASES: tuple[Case, ...] = (
     *row_cases(),
     *rotation_cases(),
     *projection_cases(),
     *attention_cases(),
+    *block_cases(),
     *router_cases(),
     *mlp_cases(),
     *moe_cases(),

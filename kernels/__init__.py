@@ -35,6 +35,9 @@ KERNELS: dict[str, KernelInfo] = {
     ),
     "nki_flash_attention_kernel": KernelInfo("kernels.flash_attention", ("attention_prefill",)),
     "nki_decode_attention_kernel": KernelInfo("kernels.decode_attention", ("attention_decode",)),
+    "nki_attention_block_decode_kernel": KernelInfo(
+        "kernels.attention_block", ("attention_block_decode",)
+    ),
     "nki_expert_router_kernel": KernelInfo("kernels.router", ("router",)),
     "nki_fused_expert_mlp_kernel": KernelInfo("kernels.expert_mlp", ("expert_mlp",)),
     "nki_expert_aggregation_kernel": KernelInfo(
@@ -58,6 +61,7 @@ OPS: dict[str, str] = {
     "attention_decode": "attention of one token per sequence to its cache, which it joins",
     "o_proj": "the attention's output projection",
     "o_proj_add": "o_proj and the residual sum in one",
+    "attention_block_decode": "from rmsnorm to o_proj in one (token generation)",
     "router": "each token's best experts and their weights",
     "expert_mlp": "one expert's gated MLP on some tokens (inside the experts)",
     "expert_aggregate": "the weighted sum of a token's experts (inside the experts)",

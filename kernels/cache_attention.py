@@ -16,7 +16,7 @@ MASKED = -1.0e30
 
 
 def load_lengths(lengths):
-    """Lengths: SBUF [1, batch] int32, and in every partition, SBUF [128, batch] fp32.
+    """Lengths: SBUF [1, batch] int32, the same in fp32, and in every partition, [128, batch] fp32.
 
     A product with ones spreads them: a DMA of 4 bytes to each partition takes 1.4 us.
     """
@@ -37,7 +37,7 @@ def load_lengths(lengths):
         nisa.tensor_copy(
             dst=values[:, first:last], src=sum_over_partitions(row[:, first:last], ones)
         )
-    return numbers, values
+    return numbers, row, values
 
 
 def new_part(cache, positions):
@@ -97,46 +97,41 @@ def load_part(main, cache, row, b, g, begin, end, pieces):
     return main, tail
 
 
-def masked_positions(length, part, begin, new):
+def masked_positions(length, begin, end, new):
     """MASKED for positions from `length` on, else 0: for both tiles of `load_part`.
 
     Args:
         length: SBUF column [128, 1], fp32.
-        part: what `load_part` returns.
         begin: first position.
+        end: behind the last position.
         new: whether the last row is the new token's.
 
     Returns:
         (None or SBUF [128, tiles] fp32, None or SBUF [rows, 1] fp32); the last row of the
         second, if there is a new token, is a position that is never masked.
     """
-    main, tail = part
     size = nl.tile_size.pmax
-    masks = []
-    tiles = 0
-    if main != None:  # noqa: E711
-        tiles = main.shape[1]
+    tiles = (end - begin) // size
+    rows = end - begin - tiles * size + int(new)
+    masks = [None, None]
+    if tiles > 0:
         numbers = nl.ndarray((size, tiles), dtype=nl.float32, buffer=nl.sbuf)
         nisa.iota(dst=numbers, pattern=[[1, tiles]], offset=begin, channel_multiplier=tiles)
-        masks.append(mask_from(numbers, length))
-    else:
-        masks.append(None)
-    if tail != None:  # noqa: E711
-        numbers = nl.ndarray((tail.shape[0], 1), dtype=nl.float32, buffer=nl.sbuf)
+        masks[0] = mask_from(numbers, length)
+    if rows > 0:
+        numbers = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.iota(dst=numbers, pattern=[[0, 1]], offset=begin + tiles * size, channel_multiplier=1)
         if new:
             nisa.affine_select(
                 dst=numbers,
                 pattern=[[0, 1]],
-                offset=1 - tail.shape[0],
+                offset=1 - rows,
                 channel_multiplier=1,
                 on_true_tile=numbers,
                 on_false_value=-1.0,
                 cmp_op=nl.not_equal,
             )
-        masks.append(mask_from(numbers, length[0 : tail.shape[0], :]))
-    else:
-        masks.append(None)
+        masks[1] = mask_from(numbers, length[0:rows, :])
     return masks
 
 
@@ -162,7 +157,8 @@ def begin_scores(queries, part, masks, engine, with_maximum, new_key=None, previ
         masks: what `masked_positions` returns.
         engine: who evicts transposed keys.
         with_maximum: whether `advance` has to subtract the maximum.
-        new_key: None, or SBUF [width, 1]: a key whose scores every partition gets, as a last tile.
+        new_key: None, or SBUF [width, 128]: a key, repeated: every partition gets its scores, as a
+            last tile.
         previous: None, or another pair's step, which is advanced in between: an engine then has
             this pair's work while it waits for that one's maximum.
 
@@ -180,7 +176,7 @@ def begin_scores(queries, part, masks, engine, with_maximum, new_key=None, previ
     slots = tiles + int(tail != None) + int(new_key != None)  # noqa: E711
     result = nl.ndarray((size, slots, heads), dtype=nl.float32, buffer=nl.sbuf)
     if tail != None and tail.shape[0] < size:  # noqa: E711
-        nisa.memset(dst=result[:, tiles, :], value=MASKED)
+        nisa.memset(dst=result[:, tiles, :], value=MASKED, engine=nisa.engine.gpsimd)
     group = 4 if queries.dtype == nl.float32 else 8
     ready = None
     for first in range(0, tiles, group):
@@ -194,35 +190,34 @@ def begin_scores(queries, part, masks, engine, with_maximum, new_key=None, previ
         if ready != None:  # noqa: E711  the Tensor engine need not wait for the copy
             score_group(queries, ready[0], masks[0], result, ready[1])
         ready = (keys, first)
+    last = None
+    if tail != None:  # noqa: E711
+        rows = tail.shape[0]
+        turned = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=tail)
+        last = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.sbuf)
+        evict(last, turned, engine, 1)
     step = [result, 0 if with_maximum else 3, None, queries.dtype]
-    return step, (queries, part, masks, engine, new_key, ready)
+    return step, (queries, masks, new_key, ready, last)
 
 
 def end_scores(step, rest):
     """The scores that `begin_scores` left out, whose keys are on their way through PSUM."""
-    queries, part, masks, engine, new_key, ready = rest
-    tail = part[1]
+    queries, masks, new_key, ready, last = rest
     result = step[0]
     size, slots, heads = result.shape
-    width = queries.shape[0]
     if ready != None:  # noqa: E711
         score_group(queries, ready[0], masks[0], result, ready[1])
-    if tail != None:  # noqa: E711
-        rows = tail.shape[0]
+    if last != None:  # noqa: E711
+        rows = last.shape[1]
         slot = slots - 1 - int(new_key != None)  # noqa: E711
-        turned = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.psum)
-        nisa.nc_transpose(dst=turned, data=tail)
-        keys = nl.ndarray((width, rows), dtype=queries.dtype, buffer=nl.sbuf)
-        evict(keys, turned, engine, 1)
         scores = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(dst=scores, stationary=keys, moving=queries, accumulate=False)
+        nisa.nc_matmul(dst=scores, stationary=last, moving=queries, accumulate=False)
         nisa.tensor_scalar(dst=result[0:rows, slot, :], data=scores, op0=nl.add, operand0=masks[1])
     if new_key != None:  # noqa: E711
         scores = nl.ndarray((size, heads), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(
-            dst=scores, stationary=repeated(new_key, size), moving=queries, accumulate=False
-        )
-        nisa.tensor_copy(dst=result[:, slots - 1, :], src=scores)
+        nisa.nc_matmul(dst=scores, stationary=new_key, moving=queries, accumulate=False)
+        nisa.tensor_copy(dst=result[:, slots - 1, :], src=scores, engine=nisa.engine.scalar)
 
 
 def repeated(column, times):
@@ -309,6 +304,6 @@ def advance(step, stage):
 
 
 def by_head(scores):
-    """Scores [128, slots, heads] as a view [128, heads, slots]."""
+    """Scores [P, slots, heads], a storage of their own, as a view [P, heads, slots]."""
     size, slots, heads = scores.shape
     return scores.ap(pattern=[[slots * heads, size], [1, heads], [heads, slots]], offset=0)

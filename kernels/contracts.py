@@ -139,6 +139,10 @@ def _call_attention_decode(kernel: Kernel, *tensors: Tensor, **parameters: Any) 
     return kernel(*tensors, **parameters)
 
 
+def _call_attention_block(kernel: Kernel, *arguments: Any, **parameters: Any) -> Any:
+    return kernel(*arguments[:-1], eps=arguments[-1], **parameters)
+
+
 def _call_projection(kernel: Kernel, x: Tensor, weight: Tensor, **parameters: Any) -> Tensor:
     return _as(kernel(_rows(x), weight, **parameters), x)
 
@@ -289,6 +293,22 @@ CONTRACTS: dict[str, OpContract] = {
         ("x", "weight", "residual"),
         layer_reference.output_projection,
         _call_o_proj_add,
+    ),
+    "attention_block_decode": OpContract(
+        "kernel(x[B, H], norm_weight[H], qkv_weight[H, (N + 2 K) D], q_norm_weight[D], "
+        "k_norm_weight[D], cos[P, D], sin[P, D], k_cache[B, K, L, D], v_cache, lengths[B, 1] "
+        "int32, o_weight[N D, H], eps) -> (out[B, H], k_cache, v_cache), the caches written in "
+        "place",
+        "(Tensor x, Tensor norm_weight, Tensor qkv_weight, Tensor q_norm_weight, "
+        "Tensor k_norm_weight, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+        "Tensor lengths, Tensor o_weight, float eps) -> Tensor",
+        (
+            *("x", "norm_weight", "qkv_weight", "q_norm_weight", "k_norm_weight", "cos", "sin"),
+            *("k_cache", "v_cache", "lengths", "o_weight", "eps"),
+        ),
+        layer_reference.attention_block_decode,
+        _call_attention_block,
+        written=(7, 8),
     ),
     "router": OpContract(
         "kernel(x[T, H], router_weight[H, E], top_k, normalise) -> (weights[T, k] fp32, "

@@ -44,7 +44,8 @@ def nki_decode_attention_kernel(
         logit_bound: None, or a promise that no |q . k| / sqrt(head_dim) is larger; at most 60.
             Then no maximum is taken.
         pieces: DMAs for the keys of a pair.
-        buffers: pairs whose keys and values are in SBUF at a time, fewer if they do not fit.
+        buffers: pairs whose keys and values are in SBUF at a time, at least 2, fewer than asked
+            for if they do not fit.
         evict_engine: "vector", "scalar" or "both": who copies transposed keys out of PSUM.
 
     Returns:
@@ -88,7 +89,7 @@ def nki_decode_attention_kernel(
         "nki_decode_attention_kernel: k_cache's positions need more than 96 KiB per partition"
     )
     assert pieces >= 1, "nki_decode_attention_kernel: pieces must be at least 1"
-    assert buffers >= 1, "nki_decode_attention_kernel: buffers must be at least 1"
+    assert buffers >= 2, "nki_decode_attention_kernel: buffers must be at least 2"
     if logit_bound != None:  # noqa: E711
         assert 0 <= logit_bound <= 60, "nki_decode_attention_kernel: logit_bound must be 0 to 60"
     out = nl.ndarray(q.shape, dtype=q.dtype, buffer=nl.shared_hbm)
@@ -103,10 +104,11 @@ def nki_decode_attention_kernel(
         begin, end = positions * core // cores, positions * (core + 1) // cores
     if first == last:
         return out, k_cache, v_cache
-    numbers, filled_positions = load_lengths(lengths)
+    loaded = load_lengths(lengths)
+    numbers, filled_positions = loaded[0], loaded[2]
     with_maximum = logit_bound == None  # noqa: E711
     new = end == positions  # the core that has the last positions takes the new tokens
-    most = max(1, 2 * SBUF_FOR_CACHE // (tiles * 2 * width * itemsize))
+    most = max(2, 2 * SBUF_FOR_CACHE // (tiles * 2 * width * itemsize))
     rings = []  # a few pairs in flight: more would share the DMA engines, and all come late
     for _ in range(min(buffers, most, last - first)):
         rings.append((new_part(k_cache, end - begin), new_part(v_cache, end - begin)))
@@ -121,7 +123,7 @@ def nki_decode_attention_kernel(
         keys = load_part(ring[0], k_cache, k if new else None, b, g, begin, end, pieces)
         values = load_part(ring[1], v_cache, v if new else None, b, g, begin, end, 1)
         own = queries[:, (pair - first) * each : (pair - first + 1) * each]
-        masks = masked_positions(filled_positions[:, b : b + 1], keys, begin, new)
+        masks = masked_positions(filled_positions[:, b : b + 1], begin, end, new)
         step, rest = begin_scores(own, keys, masks, evict_engine, with_maximum, None, previous)
         if previous != None:  # noqa: E711  the Tensor engine has work while keys leave PSUM
             finish_pair(waiting, ones, out, shared)

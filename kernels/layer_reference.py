@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.reference import rmsnorm, softmax
+from kernels.reference import qk_norm, rmsnorm, softmax
 
 Rows = Callable[..., torch.Tensor]
 """A part: an op that gives one tensor."""
@@ -211,3 +211,34 @@ def _attend(
     weights = softmax(scores.to(precision)).to(q.dtype)
     mixed = weights @ values[:, :, None]
     return mixed.reshape(batch, heads, tokens, width).transpose(1, 2)
+
+
+def attention_block_decode(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    qkv_weight: torch.Tensor,
+    q_norm_weight: torch.Tensor,
+    k_norm_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    o_weight: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One new token of each sequence, x [batch, hidden], from the norm to the output projection.
+
+    Returns:
+        (what the block adds to the residual stream, k_cache, v_cache); the caches are written at
+        each sequence's length.
+    """
+    batch, groups, _, width = k_cache.shape
+    q, k, v = qkv_projection(x, qkv_weight, groups * width, norm_weight, None, eps)
+    queries, keys = q.reshape(batch, 1, -1, width), k.reshape(batch, 1, groups, width)
+    queries, keys = qk_norm(queries, keys, q_norm_weight, k_norm_weight, eps)
+    queries, keys = rope(queries, keys, cos, sin, lengths)
+    mixed, _, _ = decode_attention_in_place(
+        queries[:, 0], keys[:, 0], v.reshape(batch, groups, width), k_cache, v_cache, lengths
+    )
+    return output_projection(mixed.flatten(1), o_weight), k_cache, v_cache

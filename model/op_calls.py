@@ -176,6 +176,7 @@ def argument_names(op: str) -> tuple[str, ...]:
             return tuple(item.split()[-1] for item in text.strip("(").split(","))
     functions: dict[str, Callable[..., Any]] = {
         "attention_decode": layer_reference.decode_attention_in_place,
+        "attention_block_decode": layer_reference.attention_block_decode,
         "attention_chunk": layer_reference.chunk_attention,
         "experts": CONTRACTS["experts_prefill"].reference,
         **STEPS,

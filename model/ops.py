@@ -157,6 +157,7 @@ class Ops:
     attention_prefill: Callable[..., Tensor]
     attention_chunk: Callable[..., Tensor]
     attention_decode: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    attention_block_decode: Callable[..., tuple[Tensor, Tensor, Tensor]]
     o_proj: Callable[..., Tensor]
     o_proj_add: Callable[..., Tensor]
     router: Callable[..., tuple[Tensor, Tensor]]

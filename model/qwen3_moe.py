@@ -130,20 +130,35 @@ class Qwen3Moe:
             out = self.ops.attention_decode(q[:, 0], k[:, 0], v[:, 0], keys, values, lengths)[0]
             return out[:, None]
 
-        return self._run(tokens, lengths, attend, True, lambda hidden: hidden[:, 0])
+        return self._run(tokens, lengths, attend, True, lambda hidden: hidden[:, 0], cache)
 
     def _run(
-        self, tokens: Tensor, offsets: Tensor | None, attend: Attend, decode: bool, pick: Pick
+        self,
+        tokens: Tensor,
+        offsets: Tensor | None,
+        attend: Attend,
+        decode: bool,
+        pick: Pick,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """All layers and the head. The residual stream is `hidden` and an `update` to add to it."""
+        """All layers and the head. The residual stream is `hidden` and an `update` to add to it.
+
+        With a cache, one op may do all of a layer's attention.
+        """
         hidden, update = self.ops.embedding(self.weights.embedding, tokens), None
         for index, layer in enumerate(self.weights.layers):
             self.ops.layer = index
-            q, k, v, hidden = self._project(layer, hidden, update)
-            q, k = self.ops.qk_norm(q, k, layer.q_norm, layer.k_norm, self.config.rms_norm_eps)
-            q, k = self.ops.rope(q, k, self.weights.cos, self.weights.sin, offsets)
-            mixed = attend(index, q, k, v).flatten(2)
-            hidden, update = self._experts(layer, mixed, hidden, decode)
+            if cache is not None and self.ops.is_filled("attention_block_decode"):
+                hidden = self._added(hidden, update)
+                caches = (cache.keys[index], cache.values[index])
+                update = self._attention_block(layer, hidden, caches, offsets)
+            else:
+                q, k, v, hidden = self._project(layer, hidden, update)
+                q, k = self.ops.qk_norm(q, k, layer.q_norm, layer.k_norm, self.config.rms_norm_eps)
+                q, k = self.ops.rope(q, k, self.weights.cos, self.weights.sin, offsets)
+                mixed = attend(index, q, k, v).flatten(2)
+                hidden, update = self._project_out(layer, mixed, hidden)
+            hidden, update = self._experts(layer, hidden, update, decode)
         self.ops.layer = None
         return self._head(pick(hidden), pick(update) if update is not None else None)
 
@@ -162,15 +177,33 @@ class Qwen3Moe:
         q, k, v = (part.view(*part.shape[:2], -1, self.config.head_dim) for part in parts)
         return q, k, v, hidden
 
-    def _experts(
-        self, layer: LayerWeights, mixed: Tensor, hidden: Tensor, decode: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Output projection and mixture of experts: the residual stream, and what to add to it."""
-        update: Tensor | None = None
+    def _attention_block(
+        self,
+        layer: LayerWeights,
+        hidden: Tensor,
+        caches: tuple[Tensor, Tensor],
+        offsets: Tensor | None,
+    ) -> Tensor:
+        """One token of each sequence through norm, attention and output projection: an update."""
+        weights = (layer.input_norm, layer.qkv, layer.q_norm, layer.k_norm)
+        tables = (self.weights.cos, self.weights.sin)
+        update = self.ops.attention_block_decode(
+            hidden[:, 0], *weights, *tables, *caches, offsets, layer.o, self.config.rms_norm_eps
+        )[0]
+        return self._reduced(update[:, None])
+
+    def _project_out(
+        self, layer: LayerWeights, mixed: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output projection: the residual stream, and what to add to it, if anything."""
         if self.ops.is_filled("o_proj_add"):
-            hidden = self._reduced(self.ops.o_proj_add(mixed, layer.o, hidden))
-        else:
-            update = self._reduced(self.ops.o_proj(mixed, layer.o))
+            return self._reduced(self.ops.o_proj_add(mixed, layer.o, hidden)), None
+        return hidden, self._reduced(self.ops.o_proj(mixed, layer.o))
+
+    def _experts(
+        self, layer: LayerWeights, hidden: Tensor, update: Tensor | None, decode: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mixture of experts: the residual stream, and what to add to it."""
         config, eps = self.config, self.config.rms_norm_eps
         choice = (config.num_experts_per_tok, config.norm_topk_prob)
         if decode and self.ops.is_filled("experts_decode"):

@@ -236,10 +236,14 @@ def test_decode_attention_of_small_and_large_logits(
     assert largest_error(decode(arguments, cores)[0], truth) <= max(2 * own, 1e-5)
 
 
-@pytest.mark.parametrize("parameters", [{"pieces": 1}, {"pieces": 7}, {"evict_engine": "scalar"},
-                                        {"evict_engine": "vector"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "parameters",
+    [{"pieces": 1}, {"pieces": 7}, {"buffers": 2}, {"evict_engine": "scalar"},
+     {"evict_engine": "vector"}],
+    ids=str,
+)  # fmt: skip
 def test_decode_attention_parameters_do_not_change_values(parameters: dict[str, Any]) -> None:
-    arguments = decode_inputs((700,), 1300, (4, 1), 64, FP32)
+    arguments = decode_inputs((700, 1299, 3), 1300, (4, 1), 64, FP32)
     assert_decodes(decode(arguments, **parameters), arguments)
 
 
@@ -293,6 +297,7 @@ def test_decode_attention_refuses() -> None:
     assert "v must have q's dtype" in refusal(kernel, changed(2, good[2].to(BF16)))
     assert "lengths must be" in refusal(kernel, changed(5, torch.zeros(2, 1, dtype=torch.int32)))
     assert "pieces must be" in refusal(kernel, good, pieces=0)
+    assert "buffers must be" in refusal(kernel, good, buffers=1)
     assert "0 to 60" in refusal(kernel, good, logit_bound=-1)
     long = torch.zeros(1, 2, 40000, 64)
     assert "96 KiB" in refusal(kernel, [*good[:3], long, long, good[5]])

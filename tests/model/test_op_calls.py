@@ -22,6 +22,7 @@ from simulator.targets import TARGETS
 
 ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
 PARTS = read_kernel_configuration(Path("config/kernels/parts.yaml"))
+FUSED = read_kernel_configuration(Path("config/kernels/fused.yaml"))
 LARGE = read_config(Path("model/checkpoints/qwen3-30b-a3b"))
 
 
@@ -59,6 +60,24 @@ def test_a_decode_step_of_qwen3_30b_a3b_on_one_of_four_ranks() -> None:
     assert calls[-1].results == (TensorSpec("bfloat16", (1, 151936)),)
 
 
+def test_a_fused_decode_step_has_two_kernels_in_a_layer() -> None:
+    calls = calls_of(FUSED, "token_generation")
+    counts = Counter((call.op, call.kernel is not None) for call in calls)
+    assert counts == {
+        ("embedding", False): 1,
+        ("attention_block_decode", True): 48,
+        ("experts_decode", True): 48,
+        ("all_reduce", False): 96,
+        ("add", False): 96,
+        ("norm_lm_head", True): 1,
+        ("all_gather", False): 1,
+    }
+    block = next(call for call in calls if call.op == "attention_block_decode")
+    assert block.tensors["k_cache"].shape == (1, 1, 640, 128)
+    program = specialise(block, TARGETS["trn2"], cores=2)
+    assert program.arguments["o_weight"].shape == (1024, 2048)
+
+
 def test_layers_are_alike_but_for_their_number() -> None:
     calls = calls_of(ALL, "context_encoding")
     first = [c for c in calls if c.layer == 1]
@@ -69,7 +88,7 @@ def test_layers_are_alike_but_for_their_number() -> None:
 
 
 @pytest.mark.parametrize("graph", ["context_encoding", "token_generation"])
-@pytest.mark.parametrize("configuration", [ALL, PARTS], ids=["all", "parts"])
+@pytest.mark.parametrize("configuration", [ALL, PARTS, FUSED], ids=["all", "parts", "fused"])
 def test_the_calls_are_those_that_run(
     record: CheckpointRecord, config: Config, configuration: KernelConfiguration, graph: Graph
 ) -> None:

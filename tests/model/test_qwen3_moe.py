@@ -21,6 +21,7 @@ from model.runtime import LanguageModel, PromptError, choose, load
 
 BASELINE = KernelConfiguration(description="reference")
 ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
+FUSED = read_kernel_configuration(Path("config/kernels/fused.yaml"))
 
 
 def sequences() -> list[list[int]]:
@@ -66,7 +67,7 @@ def test_context_encoding_equals_transformers(
     assert worst(found, reference["float32"]) < 1e-5
 
 
-@pytest.mark.parametrize("kernels", [BASELINE, ALL], ids=["baseline", "all"])
+@pytest.mark.parametrize("kernels", [BASELINE, ALL, FUSED], ids=["baseline", "all", "fused"])
 def test_token_generation_equals_transformers(
     record: CheckpointRecord,
     config: Config,
