@@ -134,6 +134,19 @@ def _attention_decode(a: Arguments) -> Work:
     )
 
 
+def _attention_block(a: Arguments) -> Work:
+    x, qkv, o, keys = a["x"], a["qkv_weight"], a["o_weight"], a["k_cache"]
+    norms = [a[name] for name in ("norm_weight", "q_norm_weight", "k_norm_weight")]
+    batch, groups, positions, head = keys.shape
+    item = item_bytes(x)
+    tables = 2 * batch * head * item
+    return Work(
+        batch * (prod(qkv.shape) + prod(o.shape)) + 2 * batch * o.shape[0] * positions,
+        size_bytes(x, qkv, o, keys, a["v_cache"], *norms) + tables,
+        size_bytes(x) + 2 * batch * groups * head * item,
+    )
+
+
 def _router(a: Arguments) -> Work:
     x, weight = a["x"], a["weight"]
     return Work(
@@ -199,6 +212,7 @@ WORK: dict[str, Callable[[Arguments], Work]] = {
     "norm_qkv_proj": _projection,
     "attention_prefill": _attention_prefill,
     "attention_decode": _attention_decode,
+    "attention_block_decode": _attention_block,
     "o_proj": _projection,
     "o_proj_add": _projection,
     "router": _router,
