@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import random_model
 
+from kernels import OPS
 from model.checkpoint import CheckpointError
 from model.configuration import Config, ConfigurationError, ModelSource, parse_config
+from model.estimate import STOCK
+from model.ops import STEPS
 from model.predict import PredictionError
 from model.records import GraphTrace, OpTrace, RecordError, TraceSummary
 from model.trace import flops_ratios, trace
+from model.work import WORK
 
 ROOT = Path(__file__).parents[2]
 QWEN = ROOT / "model/checkpoints/qwen3-30b-a3b"
@@ -63,6 +67,14 @@ def rows(summary: TraceSummary, graph: str, target: str = "trn2") -> dict[str, O
         if row.graph == graph and (row.op not in found or found[row.op].calls < row.calls):
             found[row.op] = row
     return found
+
+
+def test_every_op_of_the_table_can_be_counted_and_estimated() -> None:
+    ops = {*OPS, *STEPS, "experts"}
+    assert ops <= set(WORK)
+    only_where_filled = {"experts_decode", "attention_block_decode"}
+    collectives = {"all_reduce", "all_gather"}
+    assert ops - only_where_filled - collectives <= set(STOCK)
 
 
 # --- counted --------------------------------------------------------------------------------
