@@ -28,7 +28,7 @@ def inputs(op: str, rows: int, width: int, dtype: torch.dtype, scale: float = 1.
     if op == "rmsnorm":
         return [random(rows, width), random(width), 1e-6]
     if op == "qk_norm":
-        heads, kv_heads, head = (32, 4, 128) if width == 2048 else (4, 2, width // 2)
+        heads, kv_heads, head = (32, 4, 128) if width > 128 else (4, 2, width // 2)
         q, k = random(1, rows, heads, head), random(1, rows, kv_heads, head)
         return [q, k, random(head), random(head), 1e-6]
     return [random(rows, width)]
@@ -55,8 +55,10 @@ def in_float64(op: str, arguments: list[Any]) -> Any:
     return CONTRACTS[op].reference(*exact)
 
 
-def run(name: str, arguments: list[Any], **parameters: Any) -> Any:
-    return CONTRACTS[KERNELS[name].op].call(load_kernel(name), *arguments, **parameters)
+def run(name: str, arguments: list[Any], cores: int = 1, **parameters: Any) -> Any:
+    kernel: Any = load_kernel(name)
+    kernel = kernel[2] if cores == 2 else kernel
+    return CONTRACTS[KERNELS[name].op].call(kernel, *arguments, **parameters)
 
 
 def check(name: str, arguments: list[Any], dtype: torch.dtype, result: Any = None) -> None:
@@ -70,12 +72,39 @@ def check(name: str, arguments: list[Any], dtype: torch.dtype, result: Any = Non
     assert error(result, truth) <= limit
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [64, 128, 2048])
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [*((rows, width) for rows in ROWS for width in (64, 2048)), (17, 128), (129, 4096)],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_values(name: str, rows: int, width: int, dtype: torch.dtype) -> None:
-    check(name, inputs(KERNELS[name].op, rows, width, dtype), dtype)
+def test_values(name: str, rows: int, width: int, dtype: torch.dtype, cores: int) -> None:
+    arguments = inputs(KERNELS[name].op, rows, width, dtype)
+    check(name, arguments, dtype, run(name, arguments, cores))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "parameters",
+    [{"elements": 1}, {"elements": 8192}, {"gpsimd_tenths": 0}, {"gpsimd_tenths": 10}],
+    ids=str,
+)
+def test_q_and_k_norm_parameters_do_not_change_values(
+    parameters: dict[str, int], dtype: torch.dtype
+) -> None:
+    arguments = inputs("qk_norm", 700, 128, dtype)
+    result = run("nki_qk_rmsnorm_kernel", arguments, **parameters)
+    check("nki_qk_rmsnorm_kernel", arguments, dtype, result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [1, 16, 129, 300])
+def test_q_and_k_norm_of_any_head_dim(head_dim: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(head_dim)
+    shapes = ((1, 130, 4, head_dim), (1, 130, 2, head_dim), (head_dim,), (head_dim,))
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    check("nki_qk_rmsnorm_kernel", [*tensors, 1e-6], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -143,9 +172,17 @@ def test_limits_are_refused_with_the_argument_and_the_limit() -> None:
     assert "q and k must have as many tokens" in refusal(
         lambda: run("nki_qk_rmsnorm_kernel", [q, k[:, :3], w, w, 1e-6])
     )
-    assert "q_weight must have head_dim" in refusal(
-        lambda: run("nki_qk_rmsnorm_kernel", [q, k, w[:4], w, 1e-6])
-    )
+    for argument, changed, given in (
+        ("q_weight must have head_dim", [q, k, w[:4], w], {}),
+        ("k_weight must have head_dim", [q, k, w, w[:4]], {}),
+        ("one head_dim", [q, k[..., :4], w, w], {}),
+        ("k must have q's dtype", [q, k.bfloat16(), w, w], {}),
+        ("elements must be at most 8192", [q, k, w, w], {"elements": 8193}),
+        ("gpsimd_tenths must be 0 to 10", [q, k, w, w], {"gpsimd_tenths": 11}),
+        ("more than 8192 numbers", [q.repeat(1, 1, 600, 1), k, w, w], {}),
+    ):
+        message = refusal(lambda c=changed, g=given: run("nki_qk_rmsnorm_kernel", [*c, 1e-6], **g))
+        assert argument in message
 
 
 def test_tables_agree() -> None:

@@ -76,16 +76,17 @@ def test_router_on_logits(tokens: int, experts: int, top_k: int, normalise: bool
     assert_routes(weights, chosen, logits, top_k, normalise)
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize(
     ("tokens", "hidden", "experts"), [(1, 64, 8), (17, 4096, 128), (129, 2048, 128), (640, 64, 128)]
 )
 def test_router_with_its_product(
-    tokens: int, hidden: int, experts: int, dtype: torch.dtype
+    tokens: int, hidden: int, experts: int, dtype: torch.dtype, cores: int
 ) -> None:
     x = random(1, tokens, hidden, dtype=dtype)
     matrix = random(2, hidden, experts, scale=hidden**-0.5, dtype=dtype)
-    weights, chosen = nki_expert_router_kernel(x, matrix, top_k=8)
+    weights, chosen = launch(nki_expert_router_kernel, cores)(x, matrix, top_k=8)
     assert_routes(weights, chosen, x.double() @ matrix.double(), 8, True)
 
 
