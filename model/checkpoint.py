@@ -216,6 +216,16 @@ def read_weights(
             raise CheckpointError(f"{directory}: cannot be read as safetensors: {error}") from None
 
 
+def check_tensors(directory: Path, config: ModelConfig) -> None:
+    """See that a checkpoint has every tensor in its right shape, without reading any.
+
+    Raises:
+        CheckpointError: see `read_weights`.
+    """
+    with contextlib.ExitStack() as stack:
+        _check_shapes(directory, expected_shapes(config), _find(_files(directory), stack))
+
+
 def _layer(take: Callable[[str], Tensor], index: int, experts: int) -> LayerWeights:
     base = f"model.layers.{index}"
 

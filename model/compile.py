@@ -1,99 +1,72 @@
-"""Compile: specialise every kernel of a configuration at the model's shapes, in both graphs.
+"""Compile: a configuration's two static graphs, and every kernel specialised at their shapes.
 
-The graphs are run once per bucket on zeros, with a stand-in for each kernel that specialises
-it at the shapes it is called with and gives zeros back. What they were called with, and how
-often, is the manifest.
+What each graph calls, and at which shapes, is found by running the model on tensors without data
+(model/op_calls.py). Every kernel is specialised and checked there; the graphs that generation
+runs are exported (model/export.py). The manifest says what was made, and with which digests; it
+is written last. No weights are read, but their names and shapes are checked.
+
+The same compilation is not done twice: see model/compile_cache.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
+import shutil
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from model.checkpoint import read_config, read_weights
+from model.checkpoint import ModelConfig, check_tensors, read_config
+from model.compile_cache import CompileCache, Compiled, environment_of
 from model.configuration import (
     Config,
     KernelConfiguration,
     kernel_configuration_path,
     read_kernel_configuration,
 )
-from model.fingerprint import fingerprint
-from model.ops import KernelOp, Ops, build_ops, kernel_entries
+from model.export import export_graph
+from model.fingerprint import file_sha256, fingerprint
+from model.op_calls import CompileError, OpCall, record_op_calls, specialise
+from model.ops import KernelOp, fill, kernel_entries, kernel_name
 from model.qwen3_moe import Cache, Qwen3Moe
-from model.records import CheckpointRecord, CompileManifest, Graph, ProgramEntry, write_text
+from model.records import CheckpointRecord, CompileManifest, Graph, GraphEntry, ProgramEntry
 from model.runtime import check_buckets, checkpoint_directory
 from simulator import targets
 from simulator.check import peak_bytes_per_partition
-from simulator.errors import NkiValidationError, Violation
-from simulator.kernel import Kernel
 from simulator.program import Program
 from simulator.tensor import MemoryRegion
 
+__all__ = ["CompileError", "compile_configuration"]
 
-class CompileError(Exception):
-    """A kernel failed its checks at a shape of the model; `violations` holds what was found."""
-
-    def __init__(self, message: str, violations: list[Violation]) -> None:
-        self.violations = violations
-        super().__init__(message)
-
-
-class Stand:
-    """Takes a kernel's place in a graph: specialises instead of computing."""
-
-    def __init__(self, filled: KernelOp) -> None:
-        self.filled = filled
-        self.kernel: Kernel = filled.kernel  # type: ignore[assignment]
-        self.programs: dict[str, tuple[Program, int]] = {}
-        """Fingerprint -> Program and how often it was called."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros of the shapes that the kernel would return."""
-        try:
-            program = self.kernel.specialise(*args, **kwargs)
-        except NkiValidationError as error:
-            shapes = ", ".join(_show(n, v) for n, v in self._named(args, kwargs).items())
-            raise CompileError(
-                f"op {self.filled.op}, kernel {self.filled.name}, graph {self.filled.graph}, "
-                f"called with {shapes}:\n{error}",
-                error.violations,
-            ) from None
-        key = program.fingerprint()
-        self.programs[key] = (program, self.programs.get(key, (program, 0))[1] + 1)
-        results = tuple(
-            torch.zeros(result.shape, dtype=getattr(torch, str(result.dtype)))
-            for result in program.results
-        )
-        return results if program.returns_tuple else results[0]
-
-    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return dict(inspect.signature(self.kernel.function).bind(*args, **kwargs).arguments)
-
-
-def _show(name: str, value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        dims = ",".join(map(str, value.shape))
-        return f"{name}={str(value.dtype).removeprefix('torch.')}[{dims}]"
-    return f"{name}={value!r}"
+CACHE = Path("results/cache/compile")
 
 
 def compile_configuration(
-    config: Config, name: str, checkpoint: Path, output: Path
+    config: Config, name: str, checkpoint: Path, output: Path, cache: Path | None = CACHE
 ) -> CompileManifest:
-    """Specialise and check every kernel of configuration `name`; write the manifest.
+    """Compile configuration `name` and write the manifest.
 
-    Beside `output`, `programs/` gets the text of every Program of the generation's shapes.
+    Beside `output` come `graphs/`, the exported graphs of one sequence, and `programs/`, the text
+    of every Program they call. If anything fails, nothing is written.
+
+    Args:
+        config: the evaluation.
+        name: the kernel configuration, a file of config/kernels.
+        checkpoint: the checkpoint's record.
+        output: the manifest.
+        cache: where earlier compilations are kept; None for none.
 
     Raises:
         CompileError: a kernel fails its checks; with op, kernel, graph, shapes and rules.
         ConfigurationError: a kernel or a parameter that does not exist.
+        CheckpointError: the checkpoint's tensors do not fit its config.json.
     """
     if config.device == "neuron":
         from model.neuron import stages  # a device's own compiler
@@ -103,8 +76,33 @@ def compile_configuration(
     os.environ[targets.VARIABLE] = config.target
     record = CheckpointRecord.read(checkpoint)
     configuration = read_kernel_configuration(kernel_configuration_path(name))
-    entries, texts = _specialise(config, configuration, record)
+    directory = checkpoint_directory(record)
+    architecture = read_config(directory)
+    check_buckets(config, architecture)
+    check_tensors(directory, architecture)
+    filled = fill(configuration)
     kernels = kernel_entries(configuration)
+    key = fingerprint(
+        environment_of(kernels),
+        architecture,
+        config.buckets,
+        [config.target, config.dtype, _batches(config)],
+        [[entry.op, entry.kernel, entry.parameters] for entry in kernels],
+    )
+    store = None if cache is None else CompileCache(cache)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".compile-") as temporary:
+        folder = store.find(key) if store else None
+        if folder is None:
+            folder = Path(temporary)
+            _compile(config, architecture, configuration, filled, folder)
+            if store:
+                store.keep(key, folder)
+        compiled = Compiled.read(folder / Compiled.FILE)
+        output.unlink(missing_ok=True)  # while it is there, what it names is whole
+        for part in ("graphs", "programs"):
+            shutil.rmtree(output.parent / part, ignore_errors=True)
+            shutil.copytree(folder / part, output.parent / part)
     manifest = CompileManifest(
         model=config.model,
         configuration=name,
@@ -113,47 +111,143 @@ def compile_configuration(
         dtype=config.dtype,
         checkpoint_fingerprint=record.fingerprint,
         kernels=kernels,
-        programs=entries,
+        programs=compiled.programs,
+        graphs=compiled.graphs,
         fingerprint=fingerprint(
             [kernel.model_dump() for kernel in kernels],
-            [entry.model_dump() for entry in entries],
+            [entry.model_dump() for entry in compiled.programs],
+            [[g.graph, g.bucket, g.cache_length, g.op_calls] for g in compiled.graphs],
             [record.fingerprint, config.device, config.target, config.dtype],
         ),
         compile_seconds_measured=time.perf_counter() - started,
     )
-    _write_programs(output.parent / "programs", texts)
     manifest.write(output)
     return manifest
 
 
-def _write_programs(folder: Path, texts: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in set(folder.glob("*.txt")) - {folder / file for file in texts}:
-        stale.unlink()
-    for file, text in texts.items():
-        write_text(folder / file, text)
+@dataclass
+class _Specialised:
+    """Every distinct kernel call, specialised once, with the Program's fingerprint."""
+
+    programs: dict[Any, tuple[str, Program]] = field(default_factory=dict)
+
+    def find(self, call: OpCall, graph: Graph) -> tuple[str, Program]:
+        key = (call.op, call.arguments, call.kernel, call.parameters)
+        if key not in self.programs:
+            program = specialise(call, where=f"graph {graph}")
+            self.programs[key] = (program.fingerprint(), program)
+        return self.programs[key]
 
 
-def _specialise(
-    config: Config, configuration: KernelConfiguration, record: CheckpointRecord
-) -> tuple[list[ProgramEntry], dict[str, str]]:
-    """The manifest's entries, and file name -> text of the generation's Programs."""
-    directory = checkpoint_directory(record)
-    architecture = read_config(directory)
-    check_buckets(config, architecture)
-    ops = build_ops(configuration)
-    length = config.buckets.max_length
-    weights = read_weights(directory, architecture, getattr(torch, config.dtype), length)
-    model = Qwen3Moe(architecture, weights, ops)
-    entries: list[ProgramEntry] = []
-    texts: dict[str, str] = {}
-    for batch in dict.fromkeys((1, config.accuracy.batch_size)):
-        for graph, bucket, run in graph_runs(model, config, batch):
-            for stand, program, calls in _stood_in(ops, run):
-                entries.append(_entry(stand.filled, graph, bucket, config.dtype, program, calls))
-                if batch == 1:
-                    texts[f"{stand.filled.op}-{program.fingerprint()[:12]}.txt"] = str(program)
-    return entries, texts
+def _compile(
+    config: Config,
+    architecture: ModelConfig,
+    configuration: KernelConfiguration,
+    filled: dict[str, KernelOp],
+    folder: Path,
+) -> None:
+    """Write graphs/, programs/ and the record of both."""
+    specialised = _Specialised()
+    programs: list[ProgramEntry] = []
+    graphs: list[GraphEntry] = []
+    for part in ("graphs", "programs"):
+        (folder / part).mkdir()
+    for batch, graph, bucket in _static_graphs(config):
+        length = config.buckets.max_length
+        calls = record_op_calls(
+            architecture,
+            configuration,
+            graph,
+            batch=batch,
+            bucket=bucket,
+            context=length,
+            dtype=config.dtype,
+            every=batch > 1,
+        )
+        shape = f"{batch}x{bucket}"
+        for call, digest, program, count in _distinct(calls, graph, specialised):
+            entry = _entry(call, graph, shape, program)
+            more = {"dtype": config.dtype, "fingerprint": digest, "calls": count}
+            programs.append(ProgramEntry.model_validate(entry | more))
+            text = folder / "programs" / f"{call.op}-{digest[:12]}.txt"
+            if batch == 1 and not text.exists():
+                text.write_text(str(program), encoding="utf-8")
+        if batch > 1:
+            continue
+        file = folder / "graphs" / f"{graph}-{shape}.pt2"
+        kind = getattr(torch, config.dtype)
+        file.write_bytes(
+            export_graph(
+                architecture, filled, graph, batch=batch, bucket=bucket, length=length, dtype=kind
+            )
+        )
+        graphs.append(
+            GraphEntry(
+                graph=graph,
+                bucket=shape,
+                cache_length=length,
+                file=f"graphs/{file.name}",
+                sha256=file_sha256(file),
+                op_calls=dict(Counter(call.op for call in calls)),
+                kernel_calls=dict(Counter(kernel_name(c.kernel) for c in calls if c.kernel)),
+            )
+        )
+    Compiled(programs=programs, graphs=graphs).write(folder / Compiled.FILE)
+
+
+def _batches(config: Config) -> list[int]:
+    """Sequences at a time: one in generation, more in the accuracy stage."""
+    return list(dict.fromkeys((1, config.accuracy.batch_size)))
+
+
+def _static_graphs(config: Config) -> Iterator[tuple[int, Graph, int]]:
+    """Batch, graph and tokens of each sequence."""
+    for batch in _batches(config):
+        for bucket in config.buckets.context_encoding:
+            yield batch, "context_encoding", bucket
+        yield batch, "token_generation", 1
+
+
+def _distinct(
+    calls: list[OpCall], graph: Graph, specialised: _Specialised
+) -> Iterator[tuple[OpCall, str, Program, int]]:
+    """One call for every Program and op of a graph, its fingerprint, how often it is called."""
+    found: dict[tuple[str, str], tuple[OpCall, str, Program, int]] = {}
+    for call in calls:
+        if call.kernel is not None:
+            digest, program = specialised.find(call, graph)
+            count = found[call.op, digest][3] if (call.op, digest) in found else 0
+            found[call.op, digest] = (call, digest, program, count + 1)
+    yield from found.values()
+
+
+def _entry(call: OpCall, graph: Graph, bucket: str, program: Program) -> dict[str, Any]:
+    """A `ProgramEntry`'s fields, as far as they follow from these."""
+    assert call.kernel is not None
+    read, written = program.hbm_bytes()
+    arguments = {
+        name: f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]"
+        for name, tensor in program.arguments.items()
+    }
+    arguments |= {name: _plain(value) for name, value in program.parameters.items()}
+    return {
+        "op": call.op,
+        "kernel": kernel_name(call.kernel),
+        "graph": graph,
+        "bucket": bucket,
+        "arguments": arguments,
+        "instructions": len(program.instructions),
+        "instructions_by_engine": program.instructions_by_engine(),
+        "hbm_read_bytes": read,
+        "hbm_write_bytes": written,
+        "macs": program.macs(),
+        "sbuf_bytes_per_partition": peak_bytes_per_partition(program, MemoryRegion.sbuf)[0],
+        "psum_bytes_per_partition": peak_bytes_per_partition(program, MemoryRegion.psum)[0],
+    }
+
+
+def _plain(value: Any) -> str:
+    return repr(value.item()) if isinstance(value, np.generic) else repr(value)
 
 
 def graph_runs(
@@ -184,49 +278,3 @@ def graph_runs(
         model.token_generation(tokens, lengths, cache())
 
     yield "token_generation", f"{batch}x1", decode
-
-
-@torch.inference_mode()
-def _stood_in(ops: Ops, run: Callable[[], None]) -> list[tuple[Stand, Program, int]]:
-    """Run a graph with a stand-in for every kernel; what they specialised, with the calls."""
-    stands = [Stand(filled) for filled in ops.filled.values()]
-    for stand in stands:
-        stand.filled.kernel = stand
-    try:
-        run()
-    finally:
-        for stand in stands:
-            stand.filled.kernel = stand.kernel
-    return [(s, program, calls) for s in stands for program, calls in s.programs.values()]
-
-
-def _entry(
-    filled: KernelOp, graph: Graph, bucket: str, dtype: str, program: Program, calls: int
-) -> ProgramEntry:
-    read, written = program.hbm_bytes()
-    arguments = {
-        name: f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]"
-        for name, tensor in program.arguments.items()
-    }
-    arguments |= {name: _plain(value) for name, value in program.parameters.items()}
-    return ProgramEntry(
-        op=filled.op,
-        kernel=filled.name,
-        graph=graph,
-        bucket=bucket,
-        dtype=dtype,
-        arguments=arguments,
-        fingerprint=program.fingerprint(),
-        calls=calls,
-        instructions=len(program.instructions),
-        instructions_by_engine=program.instructions_by_engine(),
-        hbm_read_bytes=read,
-        hbm_write_bytes=written,
-        macs=program.macs(),
-        sbuf_bytes_per_partition=peak_bytes_per_partition(program, MemoryRegion.sbuf)[0],
-        psum_bytes_per_partition=peak_bytes_per_partition(program, MemoryRegion.psum)[0],
-    )
-
-
-def _plain(value: Any) -> str:
-    return repr(value.item()) if isinstance(value, np.generic) else repr(value)

@@ -20,7 +20,6 @@ from model.configuration import (
     read_kernel_configuration,
 )
 from model.fingerprint import file_sha256, fingerprint
-from model.ops import kernel_entries
 from model.prompts import Prompt, read_prompts
 from model.records import (
     CompileManifest,
@@ -34,29 +33,18 @@ from model.runtime import Generation, LanguageModel, PromptError, load
 log = logging.getLogger(__name__)
 
 
-class StaleArtefactError(Exception):
-    """The compiled artefacts were made from other sources than those that would run."""
-
-
 def generate(
     config: Config, name: str, manifest: Path, checkpoint: Path, output: Path
 ) -> GenerationRecord:
     """Run every prompt of `config.generate.prompts` in both modes; write the record.
 
     Raises:
-        StaleArtefactError: a kernel changed since it was compiled.
+        GraphError: a kernel changed since it was compiled, or a graph is another.
         PromptError: a prompt does not fit the buckets or the vocabulary.
     """
     compiled = CompileManifest.read(manifest)
     configuration = read_kernel_configuration(kernel_configuration_path(name))
-    if [k.model_dump() for k in kernel_entries(configuration)] != [
-        k.model_dump() for k in compiled.kernels
-    ]:
-        raise StaleArtefactError(
-            f"{manifest}: the kernels of {name!r} changed since they were compiled; "
-            "run snakemake, which compiles them again"
-        )
-    model = load(checkpoint, configuration, dtype=config.dtype, config=config)
+    model = load(checkpoint, configuration, dtype=config.dtype, config=config, compiled=manifest)
     prompts_file = Path(config.generate.prompts)
     prompts = read_prompts(prompts_file)
     encoded = [_encode(model, prompt) for prompt in prompts]

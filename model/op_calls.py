@@ -16,10 +16,12 @@ from kernels import layer_reference
 from kernels.contracts import CONTRACTS
 from model.checkpoint import ModelConfig, empty_weights, local_config
 from model.configuration import KernelConfiguration
-from model.ops import GRAPHS, STEPS, KernelOp, Ops, kernel_name, load_kernel
+from model.ops import GRAPHS, STEPS, KernelOp, Ops, fake, kernel_name, load_kernel
 from model.qwen3_moe import Cache, Qwen3Moe
 from model.records import Graph
 from simulator import dtypes
+from simulator.errors import NkiValidationError, Violation
+from simulator.kernel import Kernel
 from simulator.program import Program
 from simulator.specialise import TensorSpec as ProgramSpec
 from simulator.targets import Target
@@ -154,19 +156,6 @@ def _watched(
     return call
 
 
-def fake(op: str, *arguments: Any) -> Any:
-    """Tensors of the shapes and dtypes that the op gives, new and contiguous; written arguments
-    are given back.
-    """
-    contract = CONTRACTS[op]
-    results = contract.reference(*arguments)
-    if not isinstance(results, tuple):
-        return torch.empty_like(results, memory_format=torch.contiguous_format)
-    own = len(results) - len(contract.written)
-    new = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in results[:own]]
-    return (*new, *results[own:])
-
-
 @cache
 def argument_names(op: str) -> tuple[str, ...]:
     """An op's arguments: those of its schema, or of the function that no kernel replaces."""
@@ -238,33 +227,68 @@ def graphs_of_kernels(configuration: KernelConfiguration) -> dict[str, set[Graph
 # --- the kernel behind a call ---------------------------------------------------------------
 
 
-def specialise(call: OpCall, target: Target | None = None, cores: int = 1) -> Program:
-    """The Program of a call's kernel at the call's shapes.
+class CompileError(Exception):
+    """A kernel cannot be specialised for a call; `violations` holds the rules that it breaks."""
+
+    def __init__(self, message: str, violations: list[Violation]) -> None:
+        self.violations = violations
+        super().__init__(message)
+
+
+def specialise(
+    call: OpCall, target: Target | None = None, cores: int = 1, where: str = ""
+) -> Program:
+    """The Program of a call's kernel at the call's shapes, whose results are the op's.
 
     Args:
         call: of an op that a kernel fills.
         target: whose limits hold; None for the environment's.
         cores: of the launch (LNC), 1 or 2.
+        where: what an error calls the place, e.g. `graph context_encoding`.
 
     Raises:
-        NkiValidationError: the kernel breaks a rule at these shapes.
+        CompileError: the kernel breaks a rule at these shapes, fails, or gives other results
+            than the op's; with op, kernel, shapes and rules.
         ConfigurationError: the kernel cannot be loaded.
     """
     assert call.kernel is not None, f"no kernel fills {call.op}"
+    name = kernel_name(call.kernel)
     kernel: Any = load_kernel(call.kernel)
+    header = ", ".join(filter(None, (f"op {call.op}, kernel {name}", where)))
+    if not isinstance(kernel, Kernel):
+        raise CompileError(f"{header}: is no function with @nki.jit", [])
     if cores > 1:
         kernel = kernel[cores]
     programs: list[Program] = []
+    shapes = ""
 
     def stand(*args: Any, **kwargs: Any) -> Any:
+        nonlocal shapes
         given = [_program_value(value) for value in args]
         named = {name: _program_value(value) for name, value in kwargs.items()}
+        bound = kernel.signature.bind(*given, **named).arguments
+        shapes = ", ".join(f"{key}={_text(value)}" for key, value in bound.items())
         programs.append(kernel.specialise(*given, target=target, **named))
         results = tuple(
             torch.empty(x.shape, dtype=getattr(torch, str(x.dtype))) for x in programs[0].results
         )
         return results if programs[0].returns_tuple else results[0]
 
+    try:
+        results = tuple(_spec(x) for x in _tensors(_call_kernel(call, stand)))
+    except NkiValidationError as error:
+        raise CompileError(f"{header}, called with {shapes}:\n{error}", error.violations) from None
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CompileError(f"{header}, called with {shapes}:\n{what}", []) from error
+    if results != call.results:
+        found, wanted = (", ".join(map(str, x)) for x in (results, call.results))
+        raise CompileError(f"{header}, called with {shapes}:\ngives {found}, not {wanted}", [])
+    return programs[0]
+
+
+def _call_kernel(call: OpCall, kernel: Callable[..., Any]) -> Any:
+    """The op's results, by its contract, on tensors without data."""
     with FakeTensorMode():
         arguments = [
             torch.empty(value.shape, dtype=getattr(torch, value.dtype))
@@ -272,8 +296,11 @@ def specialise(call: OpCall, target: Target | None = None, cores: int = 1) -> Pr
             else value
             for _, value in call.arguments
         ]
-        CONTRACTS[call.op].call(stand, *arguments, **dict(call.parameters))
-    return programs[0]
+        return CONTRACTS[call.op].call(kernel, *arguments, **dict(call.parameters))
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, ProgramSpec) else repr(value)
 
 
 def _program_value(value: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from model.records import Graph, KernelEntry
 
 __all__ = ["KernelOp", "OpCheck", "Ops", "build_ops", "relative_error"]
 
+KERNELS_FOLDER = Path(__file__).parent.parent / "kernels"
 GRAPHS: tuple[Graph, ...] = ("context_encoding", "token_generation")
 
 
@@ -237,6 +239,19 @@ class Ops:
         ]
 
 
+def fake(op: str, *arguments: Any) -> Any:
+    """Tensors of the shapes and dtypes that the op gives, new and contiguous; written arguments
+    are given back.
+    """
+    contract = CONTRACTS[op]
+    results = contract.reference(*arguments)
+    if not isinstance(results, tuple):
+        return torch.empty_like(results, memory_format=torch.contiguous_format)
+    own = len(results) - len(contract.written)
+    new = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in results[:own]]
+    return (*new, *results[own:])
+
+
 def build_ops(configuration: KernelConfiguration, check: bool = False) -> Ops:
     """Fill the op table from a kernel configuration.
 
@@ -336,17 +351,30 @@ def kernel_entries(configuration: KernelConfiguration) -> list[KernelEntry]:
 
 
 def _sources(kernel: str) -> list[Path]:
-    """The kernel's file and the files of the project's helpers it uses."""
-    todo, seen = [_module(kernel)], set()
+    """The kernel's file and the files of `kernels/` it imports, directly or not."""
+    todo, seen = [Path(inspect.getfile(_module(kernel)))], set()
     while todo:
-        module = todo.pop()
-        path = Path(inspect.getfile(module))
+        path = todo.pop()
         if path in seen:
             continue
         seen.add(path)
-        names = {getattr(value, "__module__", None) for value in vars(module).values()}
-        todo += [importlib.import_module(n) for n in names if n and n.startswith("kernels.")]
+        todo += [
+            KERNELS_FOLDER / f"{module.removeprefix('kernels.')}.py"
+            for module in _imports(path)
+            if module.startswith("kernels.")
+        ]
+        todo = [file for file in todo if file.is_file()]
     return sorted(seen)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """What a file imports: modules, and names in them, which may be modules."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _display(path: Path) -> str:

@@ -128,6 +128,23 @@ class ProgramEntry(Part):
     psum_bytes_per_partition: int
 
 
+class GraphEntry(Part):
+    """One static graph as `torch.export` wrote it."""
+
+    graph: Graph
+    bucket: str
+    """batch x tokens, e.g. `1x64`."""
+    cache_length: int
+    file: str
+    """Relative to the manifest."""
+    sha256: str
+    """Of the file; nothing else is loaded."""
+    op_calls: dict[str, int]
+    """Op -> how often a run of the graph calls it, by a kernel or not; as `model.op_calls`."""
+    kernel_calls: dict[str, int]
+    """Kernel -> the same."""
+
+
 class CompileManifest(Record):
     """results/compiled/MODEL/CONFIGURATION/manifest.json"""
 
@@ -139,6 +156,9 @@ class CompileManifest(Record):
     checkpoint_fingerprint: str
     kernels: list[KernelEntry]
     programs: list[ProgramEntry]
+    graphs: list[GraphEntry] = []
+    """Those that generation runs; the programs are also specialised at the accuracy stage's
+    batch."""
     fingerprint: str
     """Of the kernels' programs, the checkpoint and the environment."""
     compile_seconds_measured: float

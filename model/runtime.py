@@ -18,9 +18,11 @@ from torch import Tensor
 
 from model.checkpoint import ModelConfig, read_config, read_weights
 from model.configuration import Config, ConfigurationError, KernelConfiguration, Sampling
-from model.ops import OpCheck, Ops, build_ops
+from model.custom_ops import GraphError, running
+from model.export import CompiledGraph, load_graph
+from model.ops import OpCheck, Ops, build_ops, kernel_entries
 from model.qwen3_moe import Cache, Qwen3Moe
-from model.records import CheckpointRecord, Graph
+from model.records import CheckpointRecord, CompileManifest, Graph
 from simulator import targets
 
 
@@ -38,12 +40,77 @@ class Generation:
     end_to_end_ms: float
 
 
+class CompiledGraphs:
+    """The graphs that the compile stage exported, in place of the model's own functions."""
+
+    def __init__(self, model: Qwen3Moe, manifest: CompileManifest, folder: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            model: weights and op table.
+            manifest: which graphs there are.
+            folder: where the manifest is.
+        """
+        self._model, self._folder = model, folder
+        self._entries = {(entry.graph, entry.bucket): entry for entry in manifest.graphs}
+        self._loaded: dict[str, CompiledGraph] = {}
+
+    def context_encoding(
+        self, tokens: Tensor, lengths: Tensor, cache: Cache, every: bool = False
+    ) -> Tensor:
+        """As `Qwen3Moe.context_encoding`, for the last positions only."""
+        if every:
+            raise GraphError(
+                "compiled graphs give the logits of a prompt's last token; load the model without "
+                "them for those of every token"
+            )
+        return self._run("context_encoding", tokens, lengths, cache)
+
+    def token_generation(self, tokens: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
+        """As `Qwen3Moe.token_generation`."""
+        return self._run("token_generation", tokens, lengths, cache)
+
+    def _run(self, graph: Graph, tokens: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
+        entry = self._entries.get((graph, "x".join(map(str, tokens.shape))))
+        length = cache.keys[0].shape[2]
+        if entry is None or entry.cache_length != length:
+            raise GraphError(
+                f"no {graph} graph was compiled for {tokens.shape[0]} sequences of "
+                f"{tokens.shape[1]} tokens and a cache of {length}; there are: "
+                f"{', '.join(f'{e.graph} {e.bucket}' for e in self._entries.values())}"
+            )
+        if entry.file not in self._loaded:
+            self._loaded[entry.file] = load_graph(self._folder / entry.file, entry.sha256)
+        model = self._model
+        model.ops.enter(graph)
+        with running(model.ops):
+            return self._loaded[entry.file](
+                model.weights, tokens, lengths, cache.keys, cache.values
+            )
+
+
 class LanguageModel:
     """A model, its kernels, and the static shapes it runs at."""
 
-    def __init__(self, model: Qwen3Moe, config: Config, directory: Path, batch_size: int) -> None:
-        """`batch_size` is how many sequences `logits` and `decode_logits` take at once."""
+    def __init__(
+        self,
+        model: Qwen3Moe,
+        config: Config,
+        directory: Path,
+        batch_size: int,
+        graphs: CompiledGraphs | None = None,
+    ) -> None:
+        """A model to evaluate.
+
+        Args:
+            model: weights, op table, and the graphs as functions.
+            config: gives the buckets.
+            directory: of the checkpoint.
+            batch_size: how many sequences `logits` and `decode_logits` take at once.
+            graphs: what runs in place of the model's functions.
+        """
         self.model = model
+        self.graphs: Qwen3Moe | CompiledGraphs = graphs or model
         self.buckets = config.buckets.context_encoding
         self.max_length = config.buckets.max_length
         self.batch_size = batch_size
@@ -178,7 +245,7 @@ class LanguageModel:
             )
         tokens, lengths = self._padded(prompts, rows, bucket)
         cache = self._empty_cache(rows)
-        return self.model.context_encoding(tokens, lengths, cache, every), cache
+        return self.graphs.context_encoding(tokens, lengths, cache, every), cache
 
     def _padded(self, prompts: Sequence[list[int]], rows: int, width: int) -> tuple[Tensor, Tensor]:
         """Tokens int64 [rows, width] and lengths int32 [rows, 1]; rows without a prompt have 1."""
@@ -210,7 +277,7 @@ class LanguageModel:
         at = torch.zeros(rows, 1, dtype=torch.int32)
         fed[: len(tokens), 0] = torch.tensor(tokens)
         at[: len(positions), 0] = torch.tensor(positions, dtype=torch.int32)
-        return self.model.token_generation(fed, at, cache)
+        return self.graphs.token_generation(fed, at, cache)
 
 
 def choose(logits: Tensor, sampling: Sampling | None, random: torch.Generator | None) -> int:
@@ -242,6 +309,7 @@ def load(
     config: Config,
     check_ops: bool = False,
     batch_size: int | None = None,
+    compiled: Path | None = None,
 ) -> LanguageModel:
     """Load a checkpoint under a kernel configuration, on the configuration's device.
 
@@ -252,10 +320,13 @@ def load(
         config: gives the buckets.
         check_ops: run every op's reference beside its kernel, and keep the worst error.
         batch_size: of `logits` and `decode_logits`; `config.accuracy.batch_size` if None.
+        compiled: a compile manifest, whose graphs `generate` then runs; else the model runs as it
+            is written, which gives the same numbers at any batch.
 
     Raises:
         CheckpointError: the checkpoint does not fit the architecture.
         ConfigurationError: a kernel cannot be loaded, or the buckets exceed the model.
+        GraphError: the graphs were compiled for another dtype or configuration.
     """
     if config.device == "neuron":
         from model.neuron import runtime, stages
@@ -281,12 +352,27 @@ def load(
     weights = read_weights(
         directory, architecture, getattr(torch, dtype), config.buckets.max_length
     )
-    return LanguageModel(
-        Qwen3Moe(architecture, weights, ops),
-        config,
-        directory,
-        config.accuracy.batch_size if batch_size is None else batch_size,
-    )
+    model = Qwen3Moe(architecture, weights, ops)
+    batch_size = config.accuracy.batch_size if batch_size is None else batch_size
+    graphs = None
+    if compiled is not None:
+        manifest = CompileManifest.read(compiled)
+        _check_compiled(compiled, manifest, kernel_configuration, dtype)
+        graphs = CompiledGraphs(model, manifest, compiled.parent)
+    return LanguageModel(model, config, directory, batch_size, graphs)
+
+
+def _check_compiled(
+    path: Path, manifest: CompileManifest, configuration: KernelConfiguration, dtype: str
+) -> None:
+    """See that graphs were compiled from these kernels, as they are now, and for this dtype."""
+    if manifest.dtype != dtype:
+        raise GraphError(f"{path}: was compiled for {manifest.dtype}, not {dtype}")
+    if manifest.kernels != kernel_entries(configuration):
+        raise GraphError(
+            f"{path}: the kernels of {manifest.configuration!r} changed since they were compiled; "
+            "run snakemake, which compiles them again"
+        )
 
 
 def check_buckets(config: Config, architecture: ModelConfig) -> None:
