@@ -164,7 +164,7 @@ def test_graphs_of_another_configuration_or_dtype_are_not_run(compiler: Compiler
         compiler.load(other)
     model = compiler.load(kernels)
     model.model.ops.filled.clear()
-    with pytest.raises(GraphError, match="fills silu with nki_silu_kernel, .* with nothing"):
+    with pytest.raises(GraphError, match=r"fills silu with nki_silu_kernel, .* with nothing"):
         model.generate([[1, 2]], 1, [])
 
 
