@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from model.export import export_graph
 from model.fingerprint import file_sha256, fingerprint
 from model.op_calls import CompileError, OpCall, record_op_calls, specialise
 from model.ops import KernelOp, fill, kernel_entries, kernel_name
-from model.qwen3_moe import Cache, Qwen3Moe
 from model.records import CheckpointRecord, CompileManifest, Graph, GraphEntry, ProgramEntry
 from model.runtime import check_buckets, checkpoint_directory
 from simulator import targets
@@ -248,33 +247,3 @@ def _entry(call: OpCall, graph: Graph, bucket: str, program: Program) -> dict[st
 
 def _plain(value: Any) -> str:
     return repr(value.item()) if isinstance(value, np.generic) else repr(value)
-
-
-def graph_runs(
-    model: Qwen3Moe, config: Config, batch: int
-) -> Iterator[tuple[Graph, str, Callable[[], None]]]:
-    """Every graph and bucket at `batch` sequences, with a function that runs it on zeros.
-
-    A run includes the head at one position per sequence, as generation needs it.
-    """
-    length = config.buckets.max_length
-
-    def cache() -> Cache:
-        return Cache.empty(model.config, batch, length, model.dtype)
-
-    for size in config.buckets.context_encoding:
-
-        def encode(size: int = size) -> None:
-            tokens = torch.zeros(batch, size, dtype=torch.int64)
-            model.context_encoding(
-                tokens, torch.full((batch, 1), size, dtype=torch.int32), cache(), batch > 1
-            )
-
-        yield "context_encoding", f"{batch}x{size}", encode
-
-    def decode() -> None:
-        tokens = torch.zeros(batch, 1, dtype=torch.int64)
-        lengths = torch.full((batch, 1), length - 1, dtype=torch.int32)
-        model.token_generation(tokens, lengths, cache())
-
-    yield "token_generation", f"{batch}x1", decode

@@ -54,6 +54,12 @@ def record(random_checkpoint: Path) -> CheckpointRecord:
     )
 
 
+@pytest.fixture(scope="session")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compilations that tests share: an export takes seconds."""
+    return tmp_path_factory.mktemp("compilations")
+
+
 @pytest.fixture
 def config() -> Config:
     """A configuration with small buckets."""

@@ -13,7 +13,10 @@ from model.configuration import (
     KernelConfiguration,
     parse_config,
 )
+from model.neuron.availability import NeuronError
 from model.ops import build_ops, kernel_entries, relative_error
+from model.records import CheckpointRecord
+from model.runtime import load
 
 
 def configuration(op: str, kernel: str, **parameters: object) -> KernelConfiguration:
@@ -79,7 +82,11 @@ def test_relative_error_is_of_the_largest_value() -> None:
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
 
 
-def test_no_cpu_time_can_pass_for_a_devices(config: Config) -> None:
-    value = {**config.model_dump(), "device": "neuron"}
-    with pytest.raises(ConfigurationError, match=r"device: Input should be 'simulator'"):
-        parse_config(value)
+def test_no_cpu_time_can_pass_for_a_devices(
+    config: Config, record: CheckpointRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NXD_CPU_MODE", "1")
+    neuron = parse_config({**config.model_dump(), "device": "neuron"})
+    baseline = KernelConfiguration(description="reference")
+    with pytest.raises(NeuronError):
+        load(record, baseline, dtype="float32", config=neuron)

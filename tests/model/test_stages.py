@@ -33,7 +33,8 @@ prompts:
 class Bench:
     """A project folder with one configuration and a checkpoint."""
 
-    def __init__(self, root: Path, record: CheckpointRecord, config: Config) -> None:
+    def __init__(self, root: Path, record: CheckpointRecord, config: Config, cache: Path) -> None:
+        self.cache = cache
         (root / "config/kernels").mkdir(parents=True)
         self.root, self.config = root, config
         self.checkpoint = root / "checkpoint.json"
@@ -52,7 +53,9 @@ class Bench:
         (self.root / "config/kernels/mine.yaml").write_text(text)
 
     def compile(self) -> CompileManifest:
-        return compile_configuration(self.config, "mine", self.checkpoint, self.manifest)
+        return compile_configuration(
+            self.config, "mine", self.checkpoint, self.manifest, self.cache
+        )
 
     def generate(self) -> GenerationRecord:
         output = self.root / "generation.json"
@@ -61,10 +64,14 @@ class Bench:
 
 @pytest.fixture
 def bench(
-    tmp_path: Path, record: CheckpointRecord, config: Config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    record: CheckpointRecord,
+    config: Config,
+    compilations: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Bench:
     monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, record, config)
+    return Bench(tmp_path, record, config, compilations)
 
 
 def test_the_manifest_says_what_runs_how_often_and_at_which_shapes(bench: Bench) -> None:
