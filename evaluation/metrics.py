@@ -4,11 +4,13 @@ A name is `SECTION/WHAT_UNIT`. The section (a chart section in MLflow) says how 
 about and, where a clock or a device did it, which one:
 
 - `latency_measured_DEVICE/`, `throughput_measured_DEVICE/`: wall clock on DEVICE
-- `compile_measured_host/`: wall clock of the compile stage, always on the host's CPU
+- `stages_measured_host/`: wall clock of the pipeline's stages, always on the host's CPU
 - `latency_predicted_TARGET/`: the timing model's, for TARGET, which no clock has seen
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
-- `trace_counted/`, `kernel_calls_counted/`: counted in the graphs and during the runs
+- `trace_counted/`, `nki_calls_counted/`: counted in the graphs and during the runs
 - `quality/`: the configuration's outputs compared with a reference or with right answers
+
+MLflow sorts its chart sections by name, so that latency comes first.
 
 DEVICE is `simulator` or `neuron`; a simulator's wall clock says nothing about Trainium.
 """
@@ -44,8 +46,20 @@ def metrics(results: ConfigurationResults) -> dict[str, float]:
     if results.generation is not None or results.accuracy is not None:
         # 0 for a kernel that is not used: a comparison of runs would show NaN.
         for kernel, calls in (dict.fromkeys(KERNELS, 0) | kernel_calls(results)).items():
-            found[f"kernel_calls_counted/{slug(kernel)}"] = calls
+            found[f"nki_calls_counted/{slug(kernel)}"] = calls
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def key_metrics(device: str, target: str) -> list[str]:
+    """The metrics by which a person compares configurations first."""
+    return [
+        f"latency_measured_{device}/ttft_ms_p50",
+        f"latency_measured_{device}/tpot_ms_p50",
+        f"latency_predicted_{slug(target)}/ttft_ms",
+        f"latency_predicted_{slug(target)}/tpot_ms",
+        "trace_counted/nki_flops_ratio",
+        "quality/gates_failed",
+    ]
 
 
 def slug(text: str) -> str:
@@ -110,7 +124,7 @@ def _compile_metrics(manifest: CompileManifest) -> dict[str, float]:
     programs = manifest.programs
     counted = f"programs_counted_{manifest.target}"
     found: dict[str, float] = {
-        "compile_measured_host/total_s": manifest.compile_seconds_measured,
+        "stages_measured_host/compile_s": manifest.compile_seconds_measured,
         f"{counted}/programs": len(programs),
     }
     if programs:

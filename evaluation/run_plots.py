@@ -90,10 +90,11 @@ def _ops(trace: TraceSummary) -> Figure:
     panel.plot([op.roofline_us for op in ops], list(rows), "|", color="black", markersize=12)
     panel.set_yticks(rows, [f"{op.op} ({op.kernel})" for op in ops])
     panel.invert_yaxis()
-    panel.set_xlabel(
-        f"µs per decode step, predicted for {trace.target} (green: NKI, grey: reference, "
-        "orange: collective; line: roofline)"
-    )
+    panel.set_xlabel(f"µs per decode step, predicted for {trace.target}")
+    for label, colour in (("NKI", GREEN), ("reference, coarse", GREY), ("collective", ORANGE)):
+        panel.barh([0], [0], color=colour, label=label)
+    panel.plot([], [], "|", color="black", markersize=12, label="roofline")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -6,6 +6,7 @@ Flat, because nested runs are hidden in MLflow's charts. The runs are an index f
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation import ledger
-from evaluation.metrics import metrics, token_latencies
+from evaluation.metrics import key_metrics, metrics, token_latencies
 from evaluation.records import TrackedRun
 from evaluation.results import ConfigurationResults, read_results
 from evaluation.run_contents import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 METRICS_PER_REQUEST = 1000
 ENTRIES_PER_REQUEST = 100
 """MLflow's limits for one `log_batch`."""
+VIEW = "nki-assay"
 ABANDONED_SECONDS = 3600
 """A run that is still unfinished after this is nobody's any more."""
 MODEL_TYPE = "kernel configuration"
@@ -63,8 +65,10 @@ def initialise(config: Config, output: Path) -> None:
     Raises:
         TrackingError: the store cannot be used.
     """
+    client = store_client()
     with only_writer():
-        experiment = experiment_id(store_client(), config)
+        experiment = experiment_id(client, config)
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view(config))
     write_json(
         output,
         {
@@ -72,8 +76,27 @@ def initialise(config: Config, output: Path) -> None:
             "experiment": config.tracking.experiment,
             "experiment_id": experiment,
             # Without the query MLflow opens the pages for chat models.
-            "runs_page": f"/#/experiments/{experiment}/runs?workflowType=machine_learning",
+            "runs_page": f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+            f"&viewStateShareKey={VIEW}",
         },
+    )
+
+
+def view(config: Config) -> str:
+    """What MLflow's table of runs shows under the link in ready.json: verdicts and key metrics.
+
+    MLflow keeps such a view of its own under "Share" as a tag of the experiment.
+    """
+    columns = [f"metrics.`{name}`" for name in key_metrics(config.device, config.target)]
+    return json.dumps(
+        {
+            "selectedColumns": ["attributes.`Created`", "tags.`verdict`", *columns],
+            "orderByKey": "attributes.start_time",
+            "orderByAsc": False,
+            "searchFilter": "",
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+        }
     )
 
 
@@ -236,15 +259,22 @@ def _points(
 
     def point(key: str, value: float, step: int) -> Metric:
         name, digest = dataset_of(key, inputs) or (None, None)
-        return Metric(key, value, now, step, model, name, digest, run)
+        return Metric(key, _readable(value), now, step, model, name, digest, run)
 
     points = [point(key, value, 0) for key, value in metrics(found).items()]
     if found.generation is not None:
         series = f"latency_measured_{found.generation.device}/inter_token_ms"
         latencies = token_latencies(found.generation)
         # Ties to model and data are for what is compared; a series of 10,000 has no use for them.
-        points += [Metric(series, value, now, step) for step, value in enumerate(latencies, 1)]
+        points += [
+            Metric(series, _readable(value), now, step) for step, value in enumerate(latencies, 1)
+        ]
     return points
+
+
+def _readable(value: float) -> float:
+    """Seven digits: MLflow shows every one there is, and 37.199999999999996 says no more."""
+    return float(f"{value:.7g}")
 
 
 def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

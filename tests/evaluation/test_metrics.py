@@ -36,9 +36,9 @@ def test_names_and_values(found: ConfigurationResults) -> None:
         "quality/task_nano_text_word_perplexity": 4.2,
         "quality/prompts_correct_share": 1.0,
         "trace_counted/nki_flops_ratio": 0.02,
-        "kernel_calls_counted/nki_rmsnorm_kernel": 288.0,
-        "kernel_calls_counted/nki_silu_kernel": 0.0,
-        "compile_measured_host/total_s": 1.5,
+        "nki_calls_counted/nki_rmsnorm_kernel": 288.0,
+        "nki_calls_counted/nki_silu_kernel": 0.0,
+        "stages_measured_host/compile_s": 1.5,
         "programs_counted_trn2/instructions": 48.0,
     }
     assert {name: values.get(name) for name in expected} == pytest.approx(expected)
@@ -52,10 +52,14 @@ def test_mlflow_allows_every_name(found: ConfigurationResults) -> None:
 
 def test_a_clocks_reading_names_its_device(found: ConfigurationResults) -> None:
     assert found.generation is not None
-    measured = [name for name in metrics(found) if "_ms" in name or "per_s" in name]
+    timed = [name for name in metrics(found) if "_ms" in name or "per_s" in name]
+    measured = [name for name in timed if "_measured_" in name]
     assert measured
     assert all("_measured_simulator/" in name for name in measured)
     assert not any("trn" in name or "neuron" in name for name in measured)
+    predicted = set(timed) - set(measured)
+    assert "latency_predicted_trn3/tpot_ms" in predicted
+    assert all(re.match(r"latency_predicted_trn[23]/", name) for name in predicted)
     on_device = found.generation.model_copy(update={"device": "neuron"})
     names = metrics(ConfigurationResults(name="norms", generation=on_device))
     assert "latency_measured_neuron/ttft_ms_p50" in names
@@ -92,7 +96,7 @@ def test_a_kernel_from_a_file_has_a_valid_name(found: ConfigurationResults) -> N
         update={"kernel_calls": {"../my kernels/a.py:norm": {"token_generation": 3}}}
     )
     values = metrics(ConfigurationResults(name="x", generation=generation))
-    assert values["kernel_calls_counted/my_kernels_a.py_norm"] == 3.0
+    assert values["nki_calls_counted/my_kernels_a.py_norm"] == 3.0
 
 
 def test_token_latencies_are_medians_by_position(found: ConfigurationResults) -> None:

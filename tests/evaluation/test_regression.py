@@ -128,6 +128,39 @@ def test_a_noisy_slowdown_is_not_significant() -> None:
     assert {row.outcome for row in rows(record, "measured")} == {"equal"}
 
 
+def timed(ratio: float, spread: float = 0.01) -> ConfigurationResults:
+    """Results of the latency stage: so many times the baseline's latency."""
+    return replace(results(), latency=samples.latency("norms", ratio, spread))
+
+
+def test_latency_is_compared_by_what_the_baseline_beside_it_took() -> None:
+    # 1.1 times the baseline then, 1.21 times now: 10 % slower, however fast the machine is today.
+    record = check(timed(1.21), champion(results=timed(1.1)))
+    assert {row.outcome for row in rows(record, "measured")} == {"worse"}
+    (end_to_end,) = [row for row in rows(record, "measured") if row.what.startswith("end to end")]
+    # Two intervals of 1 % each, combined.
+    assert end_to_end.change == "+10.0% (+8.5% to +11.6%)"
+
+
+def test_a_slowdown_within_the_noise_or_the_threshold_passes() -> None:
+    assert check(timed(1.3, spread=0.2), champion(results=timed(1.1, spread=0.2))).verdict == "pass"
+    assert check(timed(1.14), champion(results=timed(1.1))).verdict == "pass"
+    assert check(timed(0.9), champion(results=timed(1.1))).verdict == "pass"
+
+
+def test_withheld_timings_fail_and_say_why() -> None:
+    found = timed(1.1)
+    assert found.latency is not None
+    withheld = found.latency.model_copy(
+        update={"withheld": ["output is all zeros"], "comparisons": [], "measured": None}
+    )
+    record = check(replace(found, latency=withheld), champion(results=timed(1.1)))
+    assert record.verdict == "fail"
+    assert all(row.why == "withheld: output is all zeros" for row in rows(record, "measured"))
+    record = check(results(), champion(results=timed(1.1)))
+    assert {row.why for row in rows(record, "measured")} == {"not measured"}
+
+
 def test_a_failed_verdict_fails() -> None:
     record = check(results(kl=0.2, passed=False))
     assert record.verdict == "fail"

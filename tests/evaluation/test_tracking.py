@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import platform
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +17,9 @@ import samples
 
 from evaluation.records import TrackedRun
 from evaluation.results import result_files
+from evaluation.run_contents import writer
 from evaluation.store import TrackingError, public_uri, store_client
-from evaluation.tracking import initialise, track
+from evaluation.tracking import _abandoned, initialise, track
 
 
 @pytest.fixture
@@ -195,3 +199,45 @@ def test_a_uri_is_shown_without_credentials(monkeypatch: pytest.MonkeyPatch) -> 
     assert public_uri() == "postgresql://db.example:5432/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert public_uri() == "sqlite:///mlflow/mlflow.db"
+
+
+def _track_in_a_process(experiment: str, name: str, number: int) -> None:
+    config = samples.config(tracking={"experiment": experiment})
+    track(config, name, Path("results"), Path(f"two-{number}.json"))
+
+
+def test_two_evaluations_at_once_make_one_run_of_the_same_results(
+    project: Path, request: pytest.FixtureRequest, runs: Callable[[], list[Any]]
+) -> None:
+    experiment = request.node.name
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_track_in_a_process, args=(experiment, name, number))
+        for number, name in enumerate(("norms", "norms", "rmsnorm"))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    written = [TrackedRun.read(Path(f"two-{number}.json")) for number in range(3)]
+    assert written[0].mlflow_run_id == written[1].mlflow_run_id
+    assert {run.info.run_id for run in runs()} == {each.mlflow_run_id for each in written}
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert len(runs()) == 2
+
+
+def test_a_run_that_somebody_on_a_server_still_writes_is_left_alone() -> None:
+    def run(**changes: Any) -> Any:
+        info = {"status": "RUNNING", "start_time": time.time() * 1000} | changes
+        writer = info.pop("writer", "another-machine:1")
+        data = SimpleNamespace(tags={"writer": writer})
+        return SimpleNamespace(info=SimpleNamespace(**info), data=data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        assert not _abandoned(run())
+        assert not _abandoned(run(writer=writer()))
+        assert _abandoned(run(status="FAILED"))
+        assert _abandoned(run(start_time=(time.time() - 7200) * 1000))
+        assert _abandoned(run(writer=f"{platform.node()}:{2**22 + 1}"))

@@ -1,0 +1,175 @@
+"""A real MLflow server: its pages in a real browser, and what happens when it dies midway."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import samples
+from browser import Server, chromium, mlflow_server, screenshot
+
+from evaluation import ledger
+from evaluation.champion import promote
+from evaluation.metrics import key_metrics, metrics
+from evaluation.results import read_results, result_files
+from evaluation.store import TrackingError, store_client
+from evaluation.tracking import initialise, track
+
+pytestmark = pytest.mark.slow
+WAIT_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """A browser's page, and the server it looks at."""
+
+    page: Any
+    url: str
+    runs_page: str
+    runs: dict[str, str]
+    """Configuration -> run."""
+    server: Server
+
+    @property
+    def experiment(self) -> str:
+        return self.runs_page.split("/")[3]
+
+    def open(self, path: str, *texts: str) -> str:
+        """Open a page and wait until it shows every text; the page's text."""
+        self.page.goto("about:blank")
+        self.page.goto(self.url + path)
+        for text in texts:
+            self.page.get_by_text(text).first.wait_for(timeout=WAIT_MS)
+        return str(self.page.inner_text("body"))
+
+
+@pytest.fixture(scope="module")
+def site(store: Path) -> Iterator[Site]:
+    """Three configurations, tracked, one of them the champion."""
+    with pytest.MonkeyPatch.context() as patch, chromium() as browser:
+        patch.chdir(store)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        results = Path("results")
+        for number, name in enumerate(samples.OPS_OF):
+            path = result_files(results, "tiny", name)["generate"]
+            samples.generation(name, samples.OPS_OF[name], slower=1 + 0.2 * number).write(path)
+        tracked = {
+            name: track(
+                samples.config(), name, results, result_files(results, "tiny", name)["track"]
+            ).mlflow_run_id
+            for name in samples.OPS_OF
+        }
+        promote(samples.config(), "norms", results)
+        ready = json.loads((store / "mlflow/ready.json").read_text())
+        with mlflow_server(store) as server:
+            page = browser.new_page(viewport={"width": 1900, "height": 1000})
+            yield Site(page, server.url, ready["runs_page"], tracked, server)
+
+
+def test_the_table_of_runs_has_configurations_verdicts_and_key_metrics(
+    site: Site, tmp_path: Path
+) -> None:
+    text = site.open(site.runs_page, *samples.OPS_OF, "verdict")
+    for metric in key_metrics("simulator", "trn2"):
+        assert metric in text
+    lines = text.split("\n")
+    assert lines.count("pass") == len(samples.OPS_OF)
+    for ttft in ("31", "37.2", "43.4"):
+        assert ttft in lines
+    screenshot(site.page, "mlflow-runs", tmp_path)
+
+
+def test_charts_are_in_sections_and_latency_is_first(site: Site, tmp_path: Path) -> None:
+    text = site.open(
+        f"{site.runs_page}&compareRunsMode=CHART", "latency_measured_simulator", "baseline"
+    )
+    sections = re.findall(r"^(\w+)\n\((\d+)\)$", text, re.MULTILINE)
+    assert sections[0][0] == "latency_measured_simulator"
+    assert int(sections[0][1]) >= 6
+    screenshot(site.page, "mlflow-charts", tmp_path)
+
+
+def test_the_compare_page_has_both_runs_and_their_differences(site: Site, tmp_path: Path) -> None:
+    chosen = [site.runs[name] for name in ("baseline", "norms")]
+    query = urlencode({"runs": json.dumps(chosen), "experiments": json.dumps([site.experiment])})
+    text = site.open(f"/#/compare-runs?{query}", "Comparing 2 Runs", "Show diff only")
+
+    def row(name: str) -> set[str]:
+        """The values of both runs, after the name's last mention."""
+        return set(re.findall(rf"^{name}\s+(\S+)\s+(\S+)", text, re.MULTILINE)[-1])
+
+    assert row("op.rmsnorm.kernel") == {"reference", "nki_rmsnorm_kernel"}
+    # Names and values of metrics are columns of their own there; the rows out of sight are not yet.
+    lines = text.rpartition("\nMetrics\n")[2].split("\n")
+    assert {x for x in key_metrics("simulator", "trn2") if "measured" in x} <= set(lines)
+    assert {"31", "43.4"} <= {word for line in lines for word in line.split("\t")}
+    screenshot(site.page, "mlflow-compare", tmp_path, full=True)
+
+
+def test_a_runs_page_says_what_it_found_and_shows_its_plots(site: Site, tmp_path: Path) -> None:
+    run = f"/#/experiments/{site.experiment}/runs/{site.runs['norms']}"
+    text = site.open(run, "keeps to every tolerance", "nki-assay-tiny-simulator")
+    assert "measured on the simulator and says nothing about Trainium" in text
+    screenshot(site.page, "mlflow-run", tmp_path)
+    site.open(f"{run}/artifacts/plots/ops_predicted_trn2.png", "programs")
+    image = site.page.locator("img[src*='ops_predicted'], img[src^='blob:']").first
+    image.wait_for(timeout=WAIT_MS)
+    assert image.evaluate("image => image.naturalWidth") > 300
+    screenshot(site.page, "mlflow-artifacts", tmp_path)
+
+
+def test_the_registry_names_the_champion(site: Site, tmp_path: Path) -> None:
+    text = site.open("/#/models/nki-assay-tiny-simulator?workflowType=machine_learning", "champion")
+    assert "Version 1" in text
+    screenshot(site.page, "mlflow-champion", tmp_path)
+    assert os.environ.get("MLFLOW_TRACKING_URI") is None
+
+
+def test_a_server_that_dies_midway_loses_and_duplicates_nothing(
+    site: Site, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is killed while the run is written, and started again."""
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", site.url)
+    config = samples.config(tracking={"experiment": "dies"})
+    output = Path("dies.json")
+    initialise(config, Path("ready.json"))
+    log_inputs = MlflowClient.log_inputs
+
+    def dies(client: MlflowClient, *arguments: Any, **named: Any) -> None:
+        log_inputs(client, *arguments, **named)
+        site.server.kill()
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", dies)
+    with pytest.raises(TrackingError, match="cannot be used") as error:
+        track(config, "norms", Path("results"), output)
+    assert "`snakemake --cores 1 track_all` sends them" in str(error.value)
+    assert not output.exists()
+    assert [
+        e.mlflow_run_id for e in ledger.read() if e.mlflow_run_id not in site.runs.values()
+    ] == []
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", log_inputs)
+    site.server.start()
+    # The writer is this very process, so that the run might still be somebody's work.
+    monkeypatch.setattr("evaluation.tracking.writer_is_dead", lambda _: True)
+    run = track(config, "norms", Path("results"), output)
+    client = store_client()
+    experiment = client.get_experiment_by_name("dies").experiment_id
+    (kept,) = client.search_runs([experiment])
+    assert (kept.info.run_id, kept.info.status) == (run.mlflow_run_id, "FINISHED")
+    assert len(client.search_logged_models([experiment])) == 1
+    found = read_results(Path("results"), "tiny", "norms")
+    assert set(metrics(found)) < set(kept.data.metrics)
+    assert client.list_artifacts(run.mlflow_run_id, "plots")
+    assert [entry.mlflow_run_id for entry in ledger.read()].count(run.mlflow_run_id) == 1
+    assert track(config, "norms", Path("results"), output) == run
