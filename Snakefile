@@ -56,6 +56,7 @@ include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/track.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/champion.smk"
+include: "workflow/rules/contest.smk"
 
 
 rule evaluate_all:
@@ -73,6 +74,11 @@ rule compile_all:
 rule trace_all:
     input:
         expand(rules.trace.output, model=MODEL, configuration=CONFIGURATIONS),
+
+
+rule contest_submission:
+    input:
+        expand(rules.contest.output, configuration=CONFIGURATIONS),
 
 
 rule track_all:

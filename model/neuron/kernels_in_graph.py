@@ -11,6 +11,22 @@ import torch
 from torch import Tensor
 
 
+class GraphOp:
+    """An op filled by a kernel, without the op table: what a contest submission has."""
+
+    def __init__(
+        self, call: Callable[..., Any], kernel: Callable[..., Any], parameters: dict[str, Any]
+    ) -> None:
+        """`call(kernel, *the op's arguments, **parameters)`, as kernels.contracts has it."""
+        self.call = call
+        self.kernel = kernel
+        self.parameters = parameters
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the kernel on the op's arguments."""
+        return self.call(self.kernel, *arguments, **self.parameters)
+
+
 class GraphKernels:
     """Op -> kernel, for the ops that a configuration fills; all others stay NxD Inference's own."""
 
