@@ -20,6 +20,11 @@ from model.neuron.nxd import (
     repeat_kv,
 )
 
+QKV_OPS = ("qkv_proj", "norm_qkv_proj", "attention_block_decode")
+"""Ops that take q's, k's and v's weights as one, [H, (N + 2 K) D]."""
+OUTPUT_OPS = ("o_proj", "o_proj_add", "attention_block_decode")
+"""Ops that take the output projection's weight as [N D, H]."""
+
 
 class KernelRMSNorm(nn.Module):
     """RMS normalisation by the op `rmsnorm`; NxD Inference's own reads weight and epsilon here."""
@@ -65,10 +70,56 @@ class KernelAttention(NeuronQwen3MoEAttention):  # type: ignore[misc]
         """Use the kernels, with weights in their layout."""
         self.kernels = kernels
         self.residual = None
-        if kernels.any_of("qkv_proj", "norm_qkv_proj"):
+        self.transposed_qkv = kernels.any_of(*QKV_OPS)
+        self.transposed_output = kernels.any_of(*OUTPUT_OPS)
+        if self.transposed_qkv:
             transpose_weight(self.qkv_proj.Wqkv)
-        if kernels.any_of("o_proj", "o_proj_add"):
+        if self.transposed_output:
             transpose_weight(self.o_proj.o_proj)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_value: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """(attended [B, S, H], (k, v), cos, sin), as NxD Inference's own."""
+        if past_key_value is not None and "attention_block_decode" in self.kernels:
+            tables = (kwargs.get("cos_cache"), kwargs.get("sin_cache"))
+            norm = kwargs["rmsnorm"]
+            return self._block(hidden_states, norm, position_ids, past_key_value, tables)
+        return super().forward(
+            hidden_states, attention_mask, position_ids, past_key_value, **kwargs
+        )
+
+    def _block(
+        self, hidden_states: Tensor, norm: nn.Module, positions: Any, caches: Any, tables: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """From the norm to the output projection of one token per sequence, by one kernel.
+
+        As in `compute_for_token_gen`, the kernel's writes go to copies. NxD Inference wants the
+        new key and value: they are the caches' rows at the new token's position. `tables` are
+        rows for all positions, [L, D] each, made in the first layer.
+        """
+        lengths = positions.to(torch.int32).reshape(-1, 1)
+        count, width = caches[0].shape[2:]
+        cos, sin = tables
+        if cos is None or sin is None:
+            rows = torch.arange(count, device=hidden_states.device)[None]
+            cos, sin = (table[0] for table in self.rotary_emb(hidden_states, rows))
+        weights = (norm.weight, self.qkv_proj.Wqkv.weight)
+        norms = (self.q_layernorm.weight, self.k_layernorm.weight)
+        part, *written = self.kernels(
+            "attention_block_decode",
+            hidden_states[:, 0],
+            *(*weights, *norms, cos, sin, caches[0].clone(), caches[1].clone()),
+            *(lengths, self.o_proj.o_proj.weight, self.rms_norm_eps),
+        )
+        index = lengths.to(torch.long)[:, :, None, None].expand(-1, written[0].shape[1], 1, width)
+        new = (written[0].gather(2, index), written[1].gather(2, index))
+        return self._reduce(part[:, None]), new, cos, sin
 
     # --- projections, QK norm, RoPE ---------------------------------------------------------
 
@@ -121,7 +172,11 @@ class KernelAttention(NeuronQwen3MoEAttention):  # type: ignore[misc]
             hidden_states = norm(hidden_states)
         if "qkv_proj" in self.kernels:
             return self.kernels("qkv_proj", hidden_states, self.qkv_proj.Wqkv.weight, width)  # type: ignore[no-any-return]
-        q, k, v, _ = self.get_qkv_proj()(hidden_states=hidden_states, adapter_ids=adapter_ids)
+        if self.transposed_qkv:
+            product = hidden_states @ self.qkv_proj.Wqkv.weight
+            q, k, v = product.tensor_split((product.shape[-1] - 2 * width, -width), dim=-1)
+        else:
+            q, k, v, _ = self.get_qkv_proj()(hidden_states=hidden_states, adapter_ids=adapter_ids)
         return q, k, v
 
     def _rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +245,7 @@ class KernelAttention(NeuronQwen3MoEAttention):  # type: ignore[misc]
 
     def get_o_proj(self) -> Any:
         """The output projection, a callable."""
-        if self.kernels.any_of("o_proj", "o_proj_add"):
+        if self.transposed_output:
             return self._output
         return super().get_o_proj()
 
@@ -204,9 +259,15 @@ class KernelAttention(NeuronQwen3MoEAttention):  # type: ignore[misc]
         if self.residual is not None:
             part = self.residual if group.size() == 1 else self.residual / group.size()
             product = self.kernels("o_proj_add", mixed, weight, part)
-        else:
+        elif "o_proj" in self.kernels:
             product = self.kernels("o_proj", mixed, weight)
-        return reduce_from_tensor_model_parallel_region(product, process_group=group)  # type: ignore[no-any-return]
+        else:
+            product = mixed @ weight
+        return self._reduce(product)
+
+    def _reduce(self, part: Tensor) -> Tensor:
+        group = self.o_proj.tensor_model_parallel_group
+        return reduce_from_tensor_model_parallel_region(part, process_group=group)  # type: ignore[no-any-return]
 
 
 def head_with_kernel(head: Any, last_norm: nn.Module, eps: float, kernels: GraphKernels) -> None:

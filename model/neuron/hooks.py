@@ -68,6 +68,11 @@ HOOKS: dict[str, Hook] = {
         "NeuronAttentionBase.compute_for_token_gen",
         GENERATION,
     ),
+    "attention_block_decode": Hook(
+        "attention.KernelAttention._block",
+        "input_layernorm and NeuronAttentionBase.forward, up to its all-reduce",
+        GENERATION,
+    ),
     "o_proj": Hook(
         "attention.KernelAttention._output",
         "GroupQueryAttention_O.forward, up to its all-reduce",

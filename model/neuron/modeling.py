@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.neuron.attention import KernelAttention, KernelRMSNorm, head_with_kernel
+from model.neuron.attention import QKV_OPS, KernelAttention, KernelRMSNorm, head_with_kernel
 from model.neuron.kernels_in_graph import GraphKernels
 from model.neuron.moe import KernelMoE
 from model.neuron.nxd import (
@@ -70,10 +70,11 @@ class KernelDecoderLayer(NeuronQwen3MoeDecoderLayer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         """Hidden states [B, S, H] and what NxD Inference's own layer returns beside them."""
-        decoding = past_key_value is not None or bool(kwargs.get("get_kv_per_layer"))
+        decoding = past_key_value is not None
         hidden_states = ModuleMarkerStartWrapper()(hidden_states)
-        normed, total, norm = self._enter(hidden_states, residual)
-        adds = "o_proj_add" in self.kernels
+        block = decoding and "attention_block_decode" in self.kernels
+        normed, total, norm = self._enter(hidden_states, residual, block)
+        adds = "o_proj_add" in self.kernels and not block
         self.self_attn.residual = total if adds else None
         attended, kv, cos, sin = self.self_attn(
             hidden_states=normed,
@@ -94,10 +95,13 @@ class KernelDecoderLayer(NeuronQwen3MoeDecoderLayer):  # type: ignore[misc]
         return update, kv, cos, sin, total
 
     def _enter(
-        self, hidden_states: Tensor, residual: Tensor | None
+        self, hidden_states: Tensor, residual: Tensor | None, block: bool
     ) -> tuple[Tensor, Tensor, nn.Module | None]:
         """(the attention's input, the residual stream, a norm that is the attention's to apply)."""
         norm = self.input_layernorm
+        if block:
+            total = hidden_states if residual is None else hidden_states + residual
+            return total, total, norm
         if residual is not None:
             weight, eps = norm.weight, self.config.rms_norm_eps
             normed, total = self.kernels("add_rmsnorm", hidden_states, residual, weight, eps)
@@ -229,7 +233,7 @@ class KernelForCausalLM(StockForCausalLM):  # type: ignore[misc]
         if settings is None:
             config = self.get_config_cls().load(model_path) if config is None else config
             settings = config.neuron_config
-        if self.kernels.any_of("qkv_proj", "norm_qkv_proj"):
+        if self.kernels.any_of(*QKV_OPS):
             settings.fused_qkv = True  # one weight, whose columns are this rank's q, k and v
         super().__init__(model_path, config, neuron_config)
 
@@ -254,6 +258,7 @@ def refuse_unsupported(config: Any) -> None:
         "attention_dp_degree": neuron.attention_dp_degree > 1,
         "flash_decoding_enabled": neuron.flash_decoding_enabled,
         "k_cache_transposed": neuron.k_cache_transposed,
+        "layer_boundary_markers": neuron.layer_boundary_markers,
         "is_prefix_caching": neuron.is_prefix_caching,
         "speculation_length": neuron.speculation_length > 0,
         "padding_side": neuron.padding_side != "right",
