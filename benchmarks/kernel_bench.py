@@ -83,12 +83,12 @@ def fused_table(rows: list[dict[str, Any]], target: str) -> str:
     lines = [
         "",
         f"Fused kernels and the sum of their parts, in a graph: predicted for {target}, in us.",
-        f"{'kernel':31}{'shape':38}{'fused':>9}{'parts':>9}{'':>7}  fuses",
+        f"{'kernel':35}{'shape':38}{'fused':>9}{'parts':>9}{'':>7}  fuses",
     ]
     for r in rows:
         own, parts = r["predicted_in_graph_us"], r["predicted_parts_in_graph_us"]
         lines.append(
-            f"{r['kernel']:31}{r['shape']:38}{own:>9.1f}{parts:>9.1f}{parts / own:>6.1f}x"
+            f"{r['kernel']:35}{r['shape']:38}{own:>9.1f}{parts:>9.1f}{parts / own:>6.1f}x"
             f"  {r['fuses']}"
         )
     return "\n".join(lines)
@@ -98,13 +98,13 @@ def table(rows: list[dict[str, Any]], target: str) -> str:
     """The rows for a reader."""
     lines = [
         f"Predicted for {target} by the timing model; nothing here is measured. Times in us.",
-        f"{'kernel':31}{'shape':38}{'dtype':23}{'lnc':>3}{'predicted':>11}{'in graph':>10}"
+        f"{'kernel':35}{'shape':38}{'dtype':23}{'lnc':>3}{'predicted':>11}{'in graph':>10}"
         f"{'roofline':>10}{'of it':>7}{'in graph':>9}{'MFU':>7}{'MBU':>7}  bound by, slowed by",
     ]
     for r in rows:
         alone, inside = (r["roofline_us"] / r[key] for key in ("predicted_us", "in_graph_us"))
         lines.append(
-            f"{r['kernel']:31}{r['shape']:38}{r['dtype']:23}{r['lnc']:>3}"
+            f"{r['kernel']:35}{r['shape']:38}{r['dtype']:23}{r['lnc']:>3}"
             f"{r['predicted_us']:>11.1f}{r['in_graph_us']:>10.1f}{r['roofline_us']:>10.1f}"
             f"{alone:>7.0%}{inside:>9.0%}{r['mfu']:>7.1%}{r['mbu']:>7.1%}"
             f"  {r['bound_by']}, {r['slowed_by']}"

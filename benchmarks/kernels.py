@@ -391,6 +391,20 @@ def parts_of_fused(tokens: int) -> Parts:
             every["nki_moe_decode_kernel", f"{rows}, {CHOSEN} of {EXPERTS} experts x{INNER}"],
             [norm, router, *[mlp_case(1, False)] * CHOSEN, total],
         )
+        for context in (640, 4096):
+            found[f"norm, qkv, norms, rope, attention, o at {context}"] = (
+                every["nki_attention_block_decode_kernel", f"{rows}, {context} positions"],
+                [
+                    found["norm, qkv"][0],
+                    found["norms of q and k"][0],
+                    every["nki_rope_kernel", f"1x1x({HEADS}+{KV_HEADS})x{HEAD}"],
+                    every[
+                        "nki_decode_attention_kernel",
+                        f"1x({HEADS}+{KV_HEADS})x{HEAD}, {context} positions",
+                    ],
+                    found["o, residual"][0],
+                ],
+            )
         return found
     up, down = product(tokens, HIDDEN, INNER), product(tokens, INNER, HIDDEN)
     gate = part("nki_silu_kernel", x=spec(tokens, INNER))
