@@ -36,7 +36,7 @@ def nki_lm_head_kernel(
     argmax=False,
     vocabulary_offset=0,
     column_block=1536,
-    pieces=4,
+    pieces=8,
     evict_engine="both",
     warm_up=8,
 ):

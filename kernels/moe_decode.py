@@ -5,12 +5,10 @@ import nki.isa as nisa
 import nki.language as nl
 
 from kernels.blocks import contraction_split, filled, load_contraction, transpose_interleaved
+from kernels.chosen_experts import chosen_scales, run_experts
 from kernels.gated_mlp import weight_view
+from kernels.projection import warm_tensor_engine
 from kernels.routing import best_experts, softmax_shares, sum_of_all
-from kernels.tiling import load_rows
-
-SBUF_FOR_WEIGHTS = 160 * 1024
-"""Bytes of each partition that experts' weights may take."""
 
 
 @nki.jit
@@ -25,6 +23,7 @@ def nki_moe_decode_kernel(
     top_k=8,
     normalise=True,
     buffers=4,
+    warm_up=3,
 ):
     """out = sum over the chosen experts e of weight_e * MLP_e(n), n = rmsnorm(x) * norm_weight.
 
@@ -52,12 +51,13 @@ def nki_moe_decode_kernel(
         top_k: compile-time int, experts per token, 1 to experts.
         normalise: compile-time bool: the weights of a token are scaled to a sum of 1.
         buffers: experts whose weights are in SBUF at a time; more hide more of HBM's latency.
+        warm_up: products of zeros that raise the Tensor engine's clock before the router's.
 
     Returns:
         HBM tensor [tokens, hidden] of x's dtype.
 
-    Limits: 8 <= experts <= 512; hidden <= 4096 and inner above 128 divide into ceil(n / 128)
-    equal parts; an expert's weights take at most 160 KiB of each partition.
+    Limits: 8 <= experts <= 512; hidden <= 4096, above 128 divides into ceil(n / 128) equal
+    parts; an expert's weights take at most 160 KiB of each partition.
     HBM bytes: tokens * top_k experts' weights (3 * hidden * inner * itemsize each), and
     router_weight, once per core. MACs: tokens * hidden * (experts + 3 * top_k * inner).
     """
@@ -93,6 +93,7 @@ def nki_moe_decode_kernel(
         "nki_moe_decode_kernel: x has more than 512 token-expert pairs, too many with fp8 weights"
     )
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
+    warm_tensor_engine(warm_up)
     product, squares, logits = weigh_and_route(x, norm_weight, router_weight)
     copy = None if normalise else copied(logits)
     values, chosen = best_experts(logits, top_k)
@@ -253,177 +254,6 @@ def spread_tokens(rows):
         )
         nisa.tensor_copy(dst=everywhere[:, first : first + some, :], src=total)
     return everywhere
-
-
-def chosen_scales(scales, numbers, inner):
-    """The scales of all chosen experts, transposed.
-
-    All scales are read, which long descriptors make cheaper than those of the chosen experts,
-    and chosen by a product with 0 and 1.
-
-    Args:
-        scales: HBM tensor [experts, 2 * inner], fp32.
-        numbers: SBUF [128, tokens, K], fp32: expert numbers in every partition.
-        inner: inner columns of an expert.
-
-    Returns:
-        SBUF tile [inner partitions, 2, parts, tokens * K], fp32.
-    """
-    experts = scales.shape[0]
-    partitions, parts = contraction_split(inner)
-    pairs = numbers.shape[1] * numbers.shape[2]
-    flat = numbers.reshape((nl.tile_size.pmax, pairs))
-    tables = []
-    choices = []
-    for start in range(0, experts, nl.tile_size.pmax):
-        count = min(nl.tile_size.pmax, experts - start)
-        tables.append(load_rows(scales, start, count))
-        own = nl.ndarray((count, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.iota(dst=own, pattern=[[0, 1]], offset=start, channel_multiplier=1)
-        choice = nl.ndarray((count, pairs), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=choice, data=flat[0:count, :], op0=nl.equal, operand0=own)
-        choices.append(choice)
-    result = nl.ndarray((partitions, 2, parts, pairs), dtype=nl.float32, buffer=nl.sbuf)
-    for half in range(2):
-        for c in range(parts):
-            found = nl.ndarray((partitions, pairs), dtype=nl.float32, buffer=nl.psum)
-            for n in range(len(tables)):
-                nisa.nc_matmul(
-                    dst=found,
-                    stationary=tables[n][:, half * inner + c : (half + 1) * inner : parts],
-                    moving=choices[n],
-                    accumulate=n > 0,
-                )
-            nisa.tensor_copy(dst=result[:, half, c, :], src=found)
-    return result
-
-
-def run_experts(normed, shares, chosen, top_k, weights, scales, buffers):
-    """This core's part of the sum over chosen experts, transposed.
-
-    Returns:
-        SBUF tile [partitions, tokens, tiles], fp32; element [p, t, j] is column
-        j * partitions + p of token t.
-    """
-    gate_up, down = weights
-    partitions, tiles, tokens = normed.shape
-    inner = down.shape[1]
-    hidden = down.shape[2]
-    inner_partitions, parts = contraction_split(inner)
-    core = nl.program_id(0)
-    cores = nl.num_programs()
-    pairs = tokens * top_k
-    total = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.sbuf)
-    if core >= pairs:
-        nisa.memset(dst=total, value=0.0)
-        return total
-    itemsize = 1 if gate_up.dtype == nl.float8_e4m3 else (4 if gate_up.dtype == nl.float32 else 2)
-    size = (tiles * 2 * inner + parts * hidden) * itemsize
-    assert size <= SBUF_FOR_WEIGHTS, (
-        "nki_moe_decode_kernel: gate_up and down of an expert need more than 160 KiB per partition"
-    )
-    rings = max(1, min(buffers, SBUF_FOR_WEIGHTS // size, (pairs - core + cores - 1) // cores))
-    first_weights = []
-    second_weights = []
-    for _ in range(rings):
-        first_weights.append(
-            nl.ndarray((partitions, tiles, 2 * inner), dtype=gate_up.dtype, buffer=nl.sbuf)
-        )
-        second_weights.append(
-            nl.ndarray((inner_partitions, parts, hidden), dtype=down.dtype, buffer=nl.sbuf)
-        )
-    sums = nl.ndarray((partitions, tokens, tiles), dtype=nl.float32, buffer=nl.psum)
-    started = []
-    for _ in range(tokens):
-        started.append(False)
-    for pair in range(core, pairs, cores):
-        t = pair // top_k
-        k = pair % top_k
-        number = chosen[0:1, t, k : k + 1]
-        gate_up_tile = first_weights[pair // cores % rings]
-        down_tile = second_weights[pair // cores % rings]
-        nisa.dma_copy(
-            dst=gate_up_tile,
-            src=gate_up.ap(
-                pattern=[[tiles * 2 * inner, partitions], [2 * inner, tiles], [1, 2 * inner]],
-                offset=0,
-                scalar_offset=number,
-                indirect_dim=0,
-            ),
-        )
-        nisa.dma_copy(
-            dst=down_tile,
-            src=down.ap(
-                pattern=[[parts * hidden, inner_partitions], [hidden, parts], [1, hidden]],
-                offset=0,
-                scalar_offset=number,
-                indirect_dim=0,
-            ),
-        )
-        factors = None
-        if scales != None:  # noqa: E711
-            factors = scales[:, :, :, pair]
-        share = shares[0:inner_partitions, t, k : k + 1]
-        active = one_token(normed[:, :, t : t + 1], gate_up_tile, share, factors)
-        for j in range(tiles):
-            for c in range(parts):
-                nisa.nc_matmul(
-                    dst=sums[:, t, j : j + 1],
-                    stationary=down_tile[:, c, j * partitions : (j + 1) * partitions],
-                    moving=active[:, c : c + 1],
-                    accumulate=started[t] or c > 0,
-                )
-        started[t] = True
-    if min(started):
-        nisa.tensor_copy(dst=total, src=sums)
-        return total
-    for t in range(tokens):
-        if started[t]:
-            nisa.tensor_copy(dst=total[:, t, :], src=sums[:, t, :])
-        else:  # this core has no expert of this token
-            nisa.memset(dst=total[:, t, :], value=0.0)
-    return total
-
-
-def one_token(token, gate_up, share, factors):
-    """share * silu(token gate) * (token up) of one expert, transposed.
-
-    Args:
-        token: SBUF [partitions, tiles, 1].
-        gate_up: SBUF [partitions, tiles, 2 * inner].
-        share: SBUF column [inner partitions, 1], fp32.
-        factors: None, or SBUF [inner partitions, 2, parts] fp32: scales of fp8 weights.
-
-    Returns:
-        SBUF tile [inner partitions, parts] of token's dtype.
-    """
-    tiles = token.shape[1]
-    inner = gate_up.shape[2] // 2
-    partitions, parts = contraction_split(inner)
-    products = nl.ndarray((partitions, 2, parts), dtype=nl.float32, buffer=nl.psum)
-    for half in range(2):
-        for c in range(parts):
-            for j in range(tiles):
-                nisa.nc_matmul(
-                    dst=products[:, half, c : c + 1],
-                    stationary=gate_up[:, j, half * inner + c : (half + 1) * inner : parts],
-                    moving=token[:, j, :],
-                    accumulate=j > 0,
-                )
-    gated = nl.ndarray((partitions, parts), dtype=nl.float32, buffer=nl.sbuf)
-    upped = products[:, 1, :]
-    if factors == None:  # noqa: E711
-        nisa.activation(dst=gated, op=nl.silu, data=products[:, 0, :])
-    else:
-        scaled = nl.ndarray((partitions, 2, parts), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=scaled, data1=products, data2=factors, op=nl.multiply)
-        nisa.activation(dst=gated, op=nl.silu, data=scaled[:, 0, :])
-        upped = scaled[:, 1, :]
-    active = nl.ndarray((partitions, parts), dtype=token.dtype, buffer=nl.sbuf)
-    nisa.scalar_tensor_tensor(
-        dst=active, data=upped, op0=nl.multiply, operand0=share, op1=nl.multiply, operand1=gated
-    )
-    return active
 
 
 def store_sum(total, out):

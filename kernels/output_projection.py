@@ -14,7 +14,7 @@ def nki_output_projection_kernel(
     scale=None,
     split="auto",
     column_block=1024,
-    pieces=4,
+    pieces=8,
     evict_engine="both",
     warm_up=8,
 ):

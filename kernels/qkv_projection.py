@@ -16,7 +16,7 @@ def nki_qkv_projection_kernel(
     eps=1e-6,
     split="auto",
     column_block=768,
-    pieces=4,
+    pieces=8,
     evict_engine="both",
     warm_up=8,
 ):
