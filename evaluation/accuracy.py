@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from evaluation.error_map import error_map as make_error_map
 from evaluation.inputs import EvaluationError
 from evaluation.interface import KernelCheck, LanguageModel
 from evaluation.lm_eval_adapter import run_tasks
@@ -76,7 +77,13 @@ class Inputs:
 
 
 def accuracy(
-    config: Config, name: str, manifest: Path, checkpoint: Path, reference: Path, output: Path
+    config: Config,
+    name: str,
+    manifest: Path,
+    checkpoint: Path,
+    reference: Path,
+    output: Path,
+    error_map: Path | None = None,
 ) -> AccuracyRecord:
     """Measure a kernel configuration's accuracy, judge it, and write the record.
 
@@ -90,6 +97,7 @@ def accuracy(
         checkpoint: The checkpoint's record.
         reference: HF's logits (`evaluation.reference.reference`).
         output: The record to write.
+        error_map: The record of the error budget and the cut points to write, if any.
 
     Raises:
         EvaluationError: inputs are wrong or do not belong together.
@@ -100,6 +108,18 @@ def accuracy(
     tolerances = config.accuracy.tolerances
     gates = check_gates(measured, inputs.kernels, tolerances, [task.name for task in tasks])
     verdict, reasons = judge(gates)
+    made_from = fingerprint(
+        "accuracy",
+        name,
+        inputs.kernels,
+        inputs.manifest.fingerprint,
+        inputs.checkpoint.fingerprint,
+        inputs.reference.fingerprint,
+        config.accuracy,
+        config.buckets,
+        [config.device, config.target, config.dtype],
+        *(file for task in tasks for file in task.files),
+    )
     record = AccuracyRecord(
         model=config.model,
         configuration=name,
@@ -113,20 +133,16 @@ def accuracy(
         verdict=verdict,
         reasons=reasons,
         kernel_calls=_sum_calls(measured.kernel_calls.values()),
-        fingerprint=fingerprint(
-            "accuracy",
-            name,
-            inputs.kernels,
-            inputs.manifest.fingerprint,
-            inputs.checkpoint.fingerprint,
-            inputs.reference.fingerprint,
-            config.accuracy,
-            config.buckets,
-            [config.device, config.target, config.dtype],
-            *(file for task in tasks for file in task.files),
-        ),
+        fingerprint=made_from,
     )
     write_json(output, without_infinities(record.model_dump(mode="json")))
+    if error_map is not None:
+        dtypes = model_dtypes(config.dtype)
+        found = make_error_map(
+            config, name, inputs.kernels, inputs.checkpoint, inputs.reference.tokens, dtypes,
+            made_from,
+        )  # fmt: skip
+        write_json(error_map, without_infinities(found.model_dump(mode="json")))
     log.info("accuracy of %s: %s", name, verdict)
     for reason in reasons:
         log.warning("accuracy of %s: %s", name, reason)

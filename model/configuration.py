@@ -205,6 +205,17 @@ class LogitMatching(Section):
         return self
 
 
+class ErrorMap(Section):
+    """Error budget and cut-point map (evaluation/error_map.py)."""
+
+    sequences: PositiveInt = 16
+    """How many of accuracy.texts; at most accuracy.batch_size."""
+    context_tokens: PositiveInt = 32
+    """Of each text, at most, through context encoding."""
+    decoded_tokens: PositiveInt = 4
+    """Of each text, at most, through token generation after it."""
+
+
 class Accuracy(Section):
     """The accuracy stage."""
 
@@ -218,6 +229,7 @@ class Accuracy(Section):
     """How many documents of each task."""
     batch_size: PositiveInt = 16
     logit_matching: LogitMatching = LogitMatching()
+    error_map: ErrorMap = ErrorMap()
     tolerances: Tolerances = Tolerances()
 
 

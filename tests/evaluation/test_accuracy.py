@@ -18,7 +18,7 @@ import torch
 import evaluation.accuracy
 from evaluation.accuracy import accuracy, decode_prefix
 from evaluation.inputs import EvaluationError
-from evaluation.records import AccuracyRecord
+from evaluation.records import AccuracyRecord, ErrorMapRecord
 from evaluation.reference import read_reference, reference
 from kernels.contracts import CONTRACTS
 from model.configuration import Accuracy, Buckets, Config, Generate, ModelSource
@@ -198,8 +198,16 @@ def test_a_users_kernel_in_the_real_model_is_judged(
         stage.checkpoint,
         stage.folder / "logits.safetensors",
         tmp_path / "accuracy.json",
+        tmp_path / "error_map.json",
     )
     assert AccuracyRecord.read(tmp_path / "accuracy.json").verdict == record.verdict
+    found = ErrorMapRecord.read(tmp_path / "error_map.json")
+    assert (found.configuration, found.fingerprint) == ("mine", record.fingerprint)
+    assert {row.op for row in found.budget} == {"rmsnorm", "all"}
+    first = next(point for point in found.cut_points if point.filled_by)
+    assert (first.layer, first.op) == (0, "rmsnorm")
+    assert first.local_relative_error is not None
+    assert (first.local_relative_error < 1e-5) == (change == "none")
     if change == "none":
         assert (record.verdict, record.reasons) == ("pass", [])
         return

@@ -70,8 +70,8 @@ def reference(config, checkpoint, output):
     run("reference", "model", output)
 """,
     "evaluation/accuracy.py": """
-def accuracy(config, name, manifest, checkpoint, reference, output):
-    run("accuracy", name, output)
+def accuracy(config, name, manifest, checkpoint, reference, output, error_map):
+    run("accuracy", name, output, error_map)
 """,
     "evaluation/tracking.py": """
 def initialise(config, output):

@@ -17,7 +17,11 @@ rule reference:
         mem_mb=2000,
     params:
         settings=pipeline.settings(
-            "dtype", "buckets", "accuracy.sequences", "accuracy.batch_size"
+            "dtype",
+            "buckets",
+            "accuracy.sequences",
+            "accuracy.batch_size",
+            "accuracy.logit_matching",
         ),
     message:
         "reference: the HF model's logits"
@@ -38,6 +42,7 @@ rule accuracy:
         environment=ENVIRONMENT,
     output:
         accuracy="results/accuracy/{model}/{configuration}/accuracy.json",
+        error_map="results/accuracy/{model}/{configuration}/error_map.json",
     log:
         "results/logs/accuracy/{model}/{configuration}.log",
     benchmark:

@@ -19,4 +19,5 @@ with job("accuracy", snakemake.config, snakemake.log[0], name) as config:
         checkpoint=Path(snakemake.input.checkpoint),
         reference=Path(snakemake.input.reference),
         output=Path(snakemake.output.accuracy),
+        error_map=Path(snakemake.output.error_map),
     )
