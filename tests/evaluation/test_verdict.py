@@ -191,7 +191,7 @@ def test_each_logit_gate_fires_alone(
 
 ROUNDING = [
     ({"error_median_ratio": 1.35}, "median error, ratio"),
-    ({"further_share": 0.7}, "share of tokens further away"),
+    ({"further_share": 0.71}, "share of tokens further away"),
     ({"kl_p90_ratio": 2.1}, "90th percentile of KL, ratio"),
 ]
 
@@ -203,6 +203,12 @@ def test_each_rounding_gate_fires_alone(graph: str, change: dict[str, Any], gate
     (failed,) = failures(replace(good(), rounding=changed))
     assert failed.startswith(graph)
     assert failed.endswith(gate)
+
+
+@pytest.mark.parametrize(("tokens", "passed"), [(45, True), (1000, False)])
+def test_a_share_of_few_tokens_has_room_for_chance(tokens: int, passed: bool) -> None:
+    found = [rounding(graph, further_share=0.69, tokens=tokens) for graph in GRAPHS]
+    assert (failures(replace(good(), rounding=found)) == []) is passed
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
