@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def trace(config: Config, name: str, output: Path) -> TraceSummary:
         CheckpointError: config.json is wrong, or the model does not divide by tp_degree.
         PredictionError: a kernel breaks a rule at a shape of the model.
     """
+    if config.device == "neuron":
+        os.environ["NKI_SIMULATOR"] = "1"  # predictions are the simulator's, also on a device
     architecture = read_config(config.architecture())
     _check(config, architecture)
     layout = config.layout()

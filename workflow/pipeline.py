@@ -81,8 +81,11 @@ class Pipeline:
     def settings(self, *keys: str) -> dict[str, Any]:
         """The configuration's values at `keys` (`generate`, `accuracy.texts`, …), as JSON.
 
-        Defaults are filled in, so that writing one out changes nothing.
+        Defaults are filled in, so that writing one out changes nothing. What depends on the
+        device depends, on a Trainium, on the section `neuron`.
         """
+        if "device" in keys and self.config.device == "neuron":
+            keys = (*keys, "neuron")
         chosen = {}
         for key in keys:
             value: Any = self.config.model_dump(mode="json")

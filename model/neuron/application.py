@@ -87,6 +87,7 @@ def build(
     """
     require()
     os.environ[targets.VARIABLE] = config.target
+    _check_cores(config.neuron.logical_nc_config)
     ops = build_ops(configuration, check_ops)
     from model.neuron.modeling import bind
     from model.neuron.nxd import MoENeuronConfig, Qwen3MoeInferenceConfig, load_pretrained_config
@@ -102,6 +103,19 @@ def build(
     except (ValueError, AssertionError, NotImplementedError) as error:
         raise NeuronError(f"NxD Inference refuses the model or its options: {error}") from error
     return Application(model, ops, kernels, kind, batch_size)
+
+
+CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
+"""Neuron's runtime and NxD Inference obey it rather than their options."""
+
+
+def _check_cores(cores: int) -> None:
+    found = os.environ.get(CORES_VARIABLE)
+    if found not in (None, "", str(cores)):
+        raise NeuronError(
+            f"{CORES_VARIABLE} is {found}, neuron.logical_nc_config is {cores}; graphs must run on "
+            "as many cores as they are compiled for: unset the variable, or make them equal"
+        )
 
 
 def work_directory(

@@ -1,5 +1,5 @@
 # ruff: noqa: E402  (the sources come into reach first)
-"""One rank of the tensor-parallel test: `torchrun parallel.py CHECKPOINT`; rank 0 prints."""
+"""One rank of the tensor-parallel test: `torchrun parallel.py CHECKPOINT CONFIGURATION`; rank 0 prints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.ops import build_ops
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-ops = build_ops(read_kernel_configuration(kernel_configuration_path("all")))
+ops = build_ops(read_kernel_configuration(kernel_configuration_path(sys.argv[2])))
 application_class = bind(GraphKernels(ops.filled, ops.enter))
 ranks = int(os.environ["WORLD_SIZE"])
 model = real_source.application(application_class, folder, batch=2, ranks=ranks)

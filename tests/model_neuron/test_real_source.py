@@ -237,13 +237,13 @@ def test_settings_under_which_hooks_would_not_be_called_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_with_tensor_parallelism(ranks: int, checkpoint: tuple[Path, Any]) -> None:
+@pytest.mark.parametrize(("ranks", "name"), [(2, "all"), (4, "all"), (2, "fused"), (2, "norms")])
+def test_with_tensor_parallelism(ranks: int, name: str, checkpoint: tuple[Path, Any]) -> None:
     """Two ranks have a key head each; of four, two share one."""
     result = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"),
-            *(str(Path(__file__).with_name("parallel.py")), str(checkpoint[0])),
+            *(str(Path(__file__).with_name("parallel.py")), str(checkpoint[0]), name),
         ],
         capture_output=True,
         text=True,
