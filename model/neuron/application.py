@@ -87,7 +87,7 @@ def build(
     """
     require()
     os.environ[targets.VARIABLE] = config.target
-    _check_cores(config.neuron.logical_nc_config)
+    check_cores(config.neuron.logical_nc_config)
     ops = build_ops(configuration, check_ops)
     from model.neuron.modeling import bind
     from model.neuron.nxd import MoENeuronConfig, Qwen3MoeInferenceConfig, load_pretrained_config
@@ -109,7 +109,12 @@ CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 """Neuron's runtime and NxD Inference obey it rather than their options."""
 
 
-def _check_cores(cores: int) -> None:
+def check_cores(cores: int) -> None:
+    """Refuse an environment that would launch on other cores.
+
+    Raises:
+        NeuronError: the variable has another number.
+    """
     found = os.environ.get(CORES_VARIABLE)
     if found not in (None, "", str(cores)):
         raise NeuronError(

@@ -49,6 +49,12 @@ def neuron_options(config: Config, dtype: str, batch_size: int, on_cpu: bool) ->
             "keys decide, or the hooks of the kernels need it as it is (docs/trn2.md)"
         )
     length = config.buckets.max_length
+    generation = list(config.neuron.token_generation_buckets or [length])
+    if sorted(set(generation)) != generation or generation[-1] != length:
+        raise NeuronError(
+            f"neuron.token_generation_buckets is {generation}; it must ascend to "
+            f"buckets.max_length ({length})"
+        )
     options = {
         "tp_degree": config.neuron.tp_degree,
         "batch_size": batch_size,
@@ -69,5 +75,5 @@ def neuron_options(config: Config, dtype: str, batch_size: int, on_cpu: bool) ->
         "max_context_length": config.buckets.context_encoding[-1],
         "enable_bucketing": True,
         "context_encoding_buckets": list(config.buckets.context_encoding),
-        "token_generation_buckets": list(config.neuron.token_generation_buckets or [length]),
+        "token_generation_buckets": generation,
     }

@@ -1,5 +1,5 @@
 # ruff: noqa: E402  (the sources come into reach first)
-"""One rank of the tensor-parallel test: `torchrun parallel.py CHECKPOINT CONFIGURATION`; rank 0 prints."""
+"""One rank of the tensor-parallel test: `parallel.py CHECKPOINT CONFIGURATION`; rank 0 prints."""
 
 from __future__ import annotations
 

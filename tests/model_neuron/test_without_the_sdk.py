@@ -185,6 +185,44 @@ def test_options_that_are_decided_elsewhere_are_refused(key: str) -> None:
         neuron_options(config(options={key: 1}), "bfloat16", 1, on_cpu=False)
 
 
+@pytest.mark.parametrize("buckets", [[640], [160, 80], [80, 80, 160]])
+def test_generation_buckets_ascend_to_the_caches_length(buckets: list[int]) -> None:
+    wrong = config(token_generation_buckets=buckets)
+    with pytest.raises(NeuronError, match=r"must ascend to buckets\.max_length \(160\)"):
+        neuron_options(wrong, "bfloat16", 1, on_cpu=False)
+    right = neuron_options(config(token_generation_buckets=[80, 160]), "bfloat16", 1, False)
+    assert right["token_generation_buckets"] == [80, 160]
+
+
+def test_the_environments_cores_must_be_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.neuron.application import CORES_VARIABLE, check_cores
+
+    monkeypatch.setenv(CORES_VARIABLE, "2")
+    check_cores(2)
+    with pytest.raises(NeuronError, match="NEURON_LOGICAL_NC_CONFIG is 2, neuron"):
+        check_cores(1)
+    monkeypatch.delenv(CORES_VARIABLE)
+    check_cores(1)
+
+
+def test_the_trn2_configuration_is_valid() -> None:
+    import yaml
+
+    base = yaml.safe_load(Path("config/config.yaml").read_text())
+    given = yaml.safe_load(Path("config/trn2.yaml").read_text())
+    merged = (
+        base
+        | given
+        | {key: base[key] | given[key] for key in given if isinstance(base.get(key), dict)}
+    )
+    trn2 = parse_config(merged)
+    assert (trn2.device, trn2.model) == ("neuron", "qwen3-30b-a3b")
+    layout = trn2.layout()
+    assert (layout.tp_degree, layout.lnc) == (trn2.neuron.tp_degree, trn2.neuron.logical_nc_config)
+    assert layout.context == trn2.buckets.max_length
+    neuron_options(trn2, trn2.dtype, 1, on_cpu=False)
+
+
 def test_the_section_neuron_of_the_configuration_is_validated() -> None:
     value = read_config(Path("config/config.yaml")).model_dump()
     value["neuron"]["tp_degre"] = 4
