@@ -331,7 +331,8 @@ def load(
     if config.device == "neuron":
         from model.neuron import runtime, stages
 
-        stages.require_device()
+        if compiled is not None:
+            stages.require_device()  # it will be timed
         neuron = runtime.load(
             checkpoint,
             kernel_configuration,
