@@ -82,7 +82,7 @@ class Costs:
         """Of every call; what an op's reference leaves to other calls is only in theirs.
 
         Raises:
-            PredictionError: a kernel breaks a rule at the shapes of a call.
+            CompileError: a kernel breaks a rule at the shapes of a call.
         """
         found = [self.of(call) for call in run.calls]
         enclosing: list[tuple[str, int | None, int]] = []

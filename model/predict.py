@@ -21,9 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.op_calls import OpCall, specialise
+from model.op_calls import CompileError, OpCall, specialise
 from model.records import write_text
-from simulator.errors import NkiValidationError, Violation
 from simulator.program import Program
 from simulator.targets import TARGETS
 from simulator.timing import Timeline, predict
@@ -31,14 +30,6 @@ from simulator.timing import Timeline, predict
 SIMULATOR = Path(__file__).parent.parent / "simulator"
 ONE_CORE = {"lnc-race", "lnc-divergence"}
 """What a kernel breaks that does not divide its work between two cores."""
-
-
-class PredictionError(Exception):
-    """A kernel cannot be specialised at a shape of the model; `violations` has the rules."""
-
-    def __init__(self, message: str, violations: list[Violation]) -> None:
-        self.violations = violations
-        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class Predictions:
         """What a call's kernel takes on `target`, `trn2` or `trn3`.
 
         Raises:
-            PredictionError: the kernel breaks a rule at these shapes.
+            CompileError: the kernel breaks a rule at these shapes.
         """
         key = self._key(call, target)
         if key not in self._known:
@@ -95,7 +86,7 @@ class Predictions:
         """The kernel's Program at the call's shapes, played on `target`.
 
         Raises:
-            PredictionError: see `predict`.
+            CompileError: see `predict`.
         """
         key = self._key(call, target)
         if key not in self._timelines:
@@ -151,18 +142,15 @@ def specialised(call: OpCall, target: str, lnc: int) -> Program:
     them; one that does not would race with itself, and is launched on one.
 
     Raises:
-        PredictionError: the kernel breaks a rule.
+        CompileError: the kernel breaks a rule.
     """
     try:
-        return specialise(call, TARGETS[target], lnc)
-    except NkiValidationError as error:
-        if lnc > 1 and {violation.rule for violation in error.violations} <= ONE_CORE:
-            return specialised(call, target, 1)
-        shapes = ", ".join(f"{name}={value}" for name, value in call.arguments)
-        raise PredictionError(
-            f"op {call.op}, kernel {call.kernel}, {target}, called with {shapes}:\n{error}",
-            error.violations,
-        ) from None
+        return specialise(call, TARGETS[target], lnc, where=target)
+    except CompileError as error:
+        rules = {violation.rule for violation in error.violations}
+        if lnc == 1 or not rules or not rules <= ONE_CORE:
+            raise
+    return specialised(call, target, 1)
 
 
 @cache

@@ -54,7 +54,7 @@ def trace(config: Config, name: str, output: Path) -> TraceSummary:
     Raises:
         ConfigurationError: the model has no config.json here, or its layout does not fit it.
         CheckpointError: config.json is wrong, or the model does not divide by tp_degree.
-        PredictionError: a kernel breaks a rule at a shape of the model.
+        CompileError: a kernel breaks a rule at a shape of the model.
     """
     if config.device == "neuron":
         os.environ["NKI_SIMULATOR"] = "1"  # predictions are the simulator's, also on a device

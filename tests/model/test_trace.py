@@ -16,8 +16,8 @@ from kernels import OPS
 from model.checkpoint import CheckpointError
 from model.configuration import Config, ConfigurationError, ModelSource, parse_config
 from model.estimate import STOCK
+from model.op_calls import CompileError
 from model.ops import STEPS
-from model.predict import PredictionError
 from model.records import GraphTrace, OpTrace, RecordError, TraceSummary
 from model.trace import flops_ratios, trace
 from model.work import WORK
@@ -327,7 +327,7 @@ def test_a_kernel_that_breaks_a_rule_is_named_and_leaves_nothing(
 ) -> None:
     (tmp_path / "k.py").write_text(BROKEN)
     message = r"op silu, kernel .*mine, trn2.*x=bfloat16"
-    with pytest.raises(PredictionError, match=message) as caught:
+    with pytest.raises(CompileError, match=message) as caught:
         traced(f"{{silu: {{kernel: '{tmp_path}/k.py:mine'}}}}")
     assert "partition-start" in {violation.rule for violation in caught.value.violations}
     assert not (tmp_path / "traces/mine").exists()
