@@ -16,6 +16,7 @@ from model.op_calls import (
     record_op_calls,
     specialise,
 )
+from model.ops import GRAPHS
 from model.records import CheckpointRecord, Graph
 from model.runtime import load
 from simulator.targets import TARGETS
@@ -24,6 +25,9 @@ ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
 PARTS = read_kernel_configuration(Path("config/kernels/parts.yaml"))
 FUSED = read_kernel_configuration(Path("config/kernels/fused.yaml"))
 LARGE = read_config(Path("model/checkpoints/qwen3-30b-a3b"))
+
+
+SMALL = LARGE.model_copy(update={"num_hidden_layers": 2})
 
 
 def calls_of(
@@ -143,6 +147,20 @@ def test_a_kernel_is_missed_only_where_its_op_occurs() -> None:
     silu = {"silu": ALL.ops["rmsnorm"].model_copy(update={"kernel": "nki_silu_kernel"})}
     idle = ALL.model_copy(update={"ops": {**ALL.ops, **silu}})
     assert graphs_of_kernels(idle)["nki_silu_kernel"] == set()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("config/kernels").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_configuration_of_ours_has_no_idle_kernel(path: Path) -> None:
+    configuration = read_kernel_configuration(path)
+    called = {
+        (call.op, call.kernel)
+        for graph in GRAPHS
+        for call in record_op_calls(SMALL, configuration, graph, context=8)
+    }
+    for op, filled in configuration.ops.items():
+        assert (op, filled.kernel) in called
 
 
 def test_what_does_not_divide_is_refused() -> None:

@@ -120,7 +120,7 @@ def scaled(result: Tensor, arguments: tuple[Any, ...]) -> Tensor:
 def scaled_new_row(cache_after: Tensor, arguments: tuple[Any, ...]) -> Tensor:
     """In the cache itself, where the new token is."""
     rows = torch.arange(cache_after.shape[0])
-    lengths = arguments[5][:, 0].long()
+    lengths = arguments[5 if len(arguments) == 6 else 9][:, 0].long()  # of either op
     cache_after[rows, :, lengths, ::2] *= 1.05
     return cache_after
 
@@ -137,11 +137,13 @@ def another_last_expert(chosen: Tensor, arguments: tuple[Any, ...]) -> Tensor:
 SPOILT: dict[tuple[str, int], Callable[[Tensor, tuple[Any, ...]], Tensor]] = {
     ("attention_decode", 1): scaled_new_row,
     ("attention_decode", 2): scaled_new_row,
+    ("attention_block_decode", 1): scaled_new_row,
+    ("attention_block_decode", 2): scaled_new_row,
     ("router", 1): another_last_expert,
 }
 """Op and result -> how it is spoilt, where it is not every second number by 5 %."""
 RESULTS = {"add_rmsnorm": 2, "qk_norm": 2, "rope": 2, "qkv_proj": 3, "norm_qkv_proj": 3,
-           "attention_decode": 3, "router": 2}  # fmt: skip
+           "attention_decode": 3, "attention_block_decode": 3, "router": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize(
