@@ -8,49 +8,46 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.metrics import worst
 from evaluation.numbers import gate_value, number, percent
-from evaluation.plots import latency_plot, quality_plot
-from evaluation.provenance import git_commit, versions
+from evaluation.plots import interval_figure, latency_figure, quality_figure
+from evaluation.plots_error import cut_point_figure
+from evaluation.plots_model import macs_share_figure, roofline_figure
+from evaluation.provenance import cpu_model, git_commit, versions
 from evaluation.records import Summary
+from evaluation.report_sections import (
+    best,
+    budgets,
+    changes,
+    headline,
+    ledger_entries,
+    op_tables,
+    sources,
+    timeline,
+)
+from evaluation.report_tables import (
+    interval_columns,
+    nki_columns,
+    predicted_columns,
+    quality_columns,
+    speed_columns,
+    table,
+    task_columns,
+)
 from evaluation.results import ConfigurationResults, read_all
 from evaluation.summary import describe_detail, place, summarise_read
+from evaluation.svg import picture
 from evaluation.terminal import console, print_verdicts
 from model.configuration import Config, ConfigurationError, read_config
 from model.records import RecordError, write_text
 
-TEMPLATE = Path(__file__).parent / "report.html.j2"
-BASELINE = "baseline"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the report's tables: a number per configuration and where it is from."""
-
-    title: str
-    source: str
-    """`measured on DEVICE`, `counted` or `predicted for TARGET`."""
-    value: Callable[[ConfigurationResults], float | None]
-    text: Callable[[float], str]
-    relative: bool = False
-    """Also as a multiple of the baseline's, unless either failed."""
-    limit: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one field of a table says."""
-
-    text: str
-    beside: str = ""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(
@@ -72,7 +69,7 @@ def report(
     configurations = read_all(results, config.model, config.configurations)
     summed = summarise_read(config, results, configurations)
     summed.write(summary)
-    write_text(html, render(config, summed, configurations, partial=partial))
+    write_text(html, render(config, results, summed, configurations, partial=partial))
     if partial:
         for path in (summary, html):
             os.utime(path, (0, 0))
@@ -81,6 +78,7 @@ def report(
 
 def render(
     config: Config,
+    results: Path,
     summary: Summary,
     configurations: Sequence[ConfigurationResults],
     *,
@@ -88,181 +86,78 @@ def render(
 ) -> str:
     """The report as HTML."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "gate_value": gate_value}
+    environment.filters |= {"number": number, "percent": percent, "gate_value": gate_value}
     verdicts = [summary.configurations[found.name].verdict for found in configurations]
-    return environment.get_template(TEMPLATE.name).render(
+    entries, ledger_error = ledger_entries(config)
+    return environment.get_template("report.html.j2").render(
         config=config,
         summary=summary,
         configurations=configurations,
         partial=partial,
         passed=verdicts.count("pass"),
-        tables={
-            "Speed": _table(speed_columns(config), configurations, summary),
-            "Quality": _table(quality_columns(config), configurations, summary),
-            "Tasks": _table(task_columns(config, configurations), configurations, summary),
-            "NKI in the model": _table(nki_columns(), configurations, summary),
-        },
-        latency_plot=latency_plot(configurations, verdicts),
-        quality_plot=quality_plot(configurations, verdicts, config.accuracy.tolerances),
+        headline=headline(config, summary, configurations),
+        tables=tables(config, summary, configurations),
+        plots=plots(config, results, summary, configurations),
+        shown=best(summary, configurations),
+        ops=op_tables(configurations),
+        budgets=budgets(configurations),
+        changes=changes(config, results, configurations),
+        ledger=entries,
+        ledger_error=ledger_error,
+        sources=sources(config),
         kernels=sorted({k for c in summary.configurations.values() for k in c.kernel_calls}),
         describe_detail=describe_detail,
         place=place,
         commit=git_commit(),
         versions=versions(),
+        cpu=cpu_model(),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def speed_columns(config: Config) -> list[Column]:
-    """Latency and throughput."""
-    source = f"measured on {config.device}"
-
-    def measured(field: str) -> Callable[[ConfigurationResults], float | None]:
-        return lambda found: (
-            float(getattr(found.generation.measured, field)) if found.generation else None
-        )
-
-    titles = {
-        "ttft_ms_p50": "TTFT p50, ms",
-        "tpot_ms_p50": "TPOT p50, ms",
-        "end_to_end_ms_p50": "End to end p50, ms",
-        "output_tokens_per_s": "Throughput, tokens/s",
+def tables(
+    config: Config, summary: Summary, configurations: Sequence[ConfigurationResults]
+) -> dict[str, dict[str, Any]]:
+    """The tables with a row per configuration, by the name the template knows them by."""
+    columns = {
+        "intervals": interval_columns(config, configurations),
+        "runs": speed_columns(config),
+        "predicted": predicted_columns(configurations),
+        "quality": quality_columns(config),
+        "tasks": task_columns(config, configurations),
+        "nki": nki_columns(),
     }
-    return [
-        Column(title, source, measured(field), number, relative=True)
-        for field, title in titles.items()
-    ]
+    return {name: table(each, configurations, summary) for name, each in columns.items()}
 
 
-def quality_columns(config: Config) -> list[Column]:
-    """Logits against HF, the worse of both graphs."""
-    source = f"measured on {config.device}"
-    tolerances = config.accuracy.tolerances
-
-    def logits(dtype: str, measure: str) -> Callable[[ConfigurationResults], float | None]:
-        return lambda found: worst(found, dtype, measure)
-
-    columns = [
-        Column(
-            "Relative L2 error, fp32",
-            source,
-            logits("float32", "relative_l2_error"),
-            number,
-            limit=f"≤ {number(tolerances.float32_relative_l2)}",
-        )
-    ]
-    if config.dtype == "bfloat16":
-        columns += [
-            Column(
-                "KL, bf16, nats/token",
-                source,
-                logits("bfloat16", "kl_per_token_mean"),
-                number,
-                limit=f"≤ {number(tolerances.bfloat16_kl_per_token)}",
-            ),
-            Column(
-                "Top-1 agreement, bf16",
-                source,
-                logits("bfloat16", "top1_agreement"),
-                percent,
-                limit=f"≥ {percent(tolerances.bfloat16_top1_agreement)}",
-            ),
-        ]
-    return columns
-
-
-def task_columns(config: Config, configurations: Sequence[ConfigurationResults]) -> list[Column]:
-    """The lm-eval tasks that any configuration has a result of."""
-    tasks = {
-        (task.task, metric): task.chance
-        for found in configurations
-        for task in (found.accuracy.tasks if found.accuracy else [])
-        for metric in task.metrics
-        if not metric.endswith("_stderr")
-    }
-    return [
-        Column(
-            f"{task}: {metric}",
-            f"measured on {config.device}",
-            _task(task, metric),
-            number,
-            limit="" if chance is None else f"chance {number(chance)}",
-        )
-        for (task, metric), chance in tasks.items()
-    ]
-
-
-def _task(task: str, metric: str) -> Callable[[ConfigurationResults], float | None]:
-    def value(found: ConfigurationResults) -> float | None:
-        results = found.accuracy.tasks if found.accuracy else []
-        return next((r.metrics.get(metric) for r in results if r.task == task), None)
-
-    return value
-
-
-def nki_columns() -> list[Column]:
-    """How much of the model runs in NKI, and what compiling it took."""
-    return [
-        Column(
-            "MACs in NKI (NKI FLOPs ratio)",
-            "counted",
-            lambda found: found.trace.nki_flops_ratio if found.trace else None,
-            percent,
-        ),
-        Column(
-            "Programs",
-            "counted",
-            lambda found: len(found.manifest.programs) if found.manifest else None,
-            number,
-        ),
-        Column(
-            "Instructions in them",
-            "counted",
-            lambda found: (
-                sum(p.instructions for p in found.manifest.programs) if found.manifest else None
-            ),
-            number,
-        ),
-        Column(
-            "Compile, s",
-            "measured on the host",
-            lambda found: found.manifest.compile_seconds_measured if found.manifest else None,
-            number,
-        ),
-    ]
-
-
-def _table(
-    columns: Sequence[Column], configurations: Sequence[ConfigurationResults], summary: Summary
+def plots(
+    config: Config,
+    results: Path,
+    summary: Summary,
+    configurations: Sequence[ConfigurationResults],
 ) -> dict[str, Any]:
-    baseline = next((found for found in configurations if found.name == BASELINE), None)
-
-    def passed(name: str) -> bool:
-        return summary.configurations[name].verdict == "pass"
-
-    def cell(column: Column, found: ConfigurationResults) -> Cell:
-        value = column.value(found)
-        if value is None:
-            return Cell("–")
-        text = column.text(value)
-        base = column.value(baseline) if baseline else None
-        if not column.relative or not base or found is baseline:
-            return Cell(text)
-        if not (passed(found.name) and passed(BASELINE)):
-            return Cell(text, "not compared")
-        return Cell(text, f"{value / base:.2f}× baseline")
-
+    """The plots as inline SVG, by the name the template knows them by; None for no data."""
+    verdicts = [summary.configurations[found.name].verdict for found in configurations]
+    by_name = {found.name: found for found in configurations}
+    shown = by_name.get(best(summary, configurations) or configurations[0].name)
+    trace = shown.trace if shown else None
+    tolerances = config.accuracy.tolerances
     return {
-        "columns": columns,
-        "rows": [
-            (found.name, [cell(column, found) for column in columns]) for found in configurations
-        ],
+        "intervals": picture("intervals", lambda w: interval_figure(configurations, verdicts, w)),
+        "runs": picture("runs", lambda w: latency_figure(configurations, verdicts, w)),
+        "quality": picture(
+            "quality", lambda w: quality_figure(configurations, verdicts, tolerances, w)
+        ),
+        "macs": picture("macs", lambda w: macs_share_figure(configurations, w)),
+        "roofline": picture("roofline", lambda w: roofline_figure(trace, w) if trace else None),
+        "cuts": picture("cuts", lambda w: cut_point_figure(configurations, config.dtype, w)),
+        "timeline": timeline(config, results, shown),
     }
 
 

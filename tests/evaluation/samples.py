@@ -520,6 +520,7 @@ def write(results: Path, name: str, *, slower: float = 1.0, **accuracy_changes: 
     manifest(name, ops).write(files["compile"])
     trace(name, ops).write(files["trace"])
     generation(name, ops, slower).write(files["generate"])
+    latency(name).write(files["latency"])
     accuracy(name, ops, **accuracy_changes).write(files["accuracy"])
     error_map(name, ops).write(files["error_map"])
     programs = files["compile"].parent / "programs"
