@@ -96,6 +96,7 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
         "results/compile/manifest.json",
         "results/trace/summary.json",
         "results/generate/generation.json",
+        "results/latency/latency.json",
         "results/accuracy/accuracy.json",
         "results/error_map/error_map.json",
         "kernel_configuration/norms.yaml",
