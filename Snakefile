@@ -30,6 +30,9 @@ if workflow.is_main_process and remove_stale_lock():
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 overrides = workflow.config_settings.config
 config.update({key: typed(config[key]) for key in overrides})
 origin = [str(file) for file in workflow.configfiles] + ["--config"] * bool(overrides)

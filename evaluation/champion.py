@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.records import TrackedRun
 from evaluation.results import ConfigurationResults, read_results, result_files
+from evaluation.stamp import stamp_path
 from evaluation.store import explained, only_writer, public_uri, store_client
 from evaluation.summary import verdict_of
 from model.configuration import Config
@@ -47,11 +48,6 @@ class Champion:
 def registered_name(config: Config) -> str:
     """The registered model's name: one champion per model and device."""
     return f"nki-assay-{config.model}-{config.device}"
-
-
-def stamp_path(config: Config) -> Path:
-    """The file that `promote` writes, so that Snakemake notices a new champion."""
-    return Path("mlflow") / f"champion-{config.model}-{config.device}.json"
 
 
 @explained

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,26 @@ from evaluation.report_tables import (
 )
 from evaluation.results import ConfigurationResults, read_all
 from evaluation.summary import describe_detail, place, summarise_read
-from evaluation.svg import picture
+from evaluation.svg import Picture, picture
 from evaluation.terminal import console, print_verdicts
 from model.configuration import Config, ConfigurationError, read_config
 from model.records import RecordError, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+PLOT_FILES = {
+    "intervals": "latency_measured",
+    "runs": "runs_measured",
+    "quality": "quality",
+    "macs": "macs_in_nki",
+    "roofline": "ops_predicted",
+    "cuts": "cut_points",
+    "timeline": "timeline_predicted",
+}
+"""Plot -> its file in results/plots, for `snakemake --report`."""
+NO_PLOT = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 60"><text x="10" y="35" '
+    'font-family="sans-serif" font-size="14">There are no results to draw.</text></svg>\n'
+)
 
 
 def report(
@@ -59,7 +73,7 @@ def report(
         config: The evaluation.
         results: The `results/` folder.
         summary: Where the summary is written.
-        html: Where the report is written.
+        html: Where the report is written; the plots go to `plots/` beside it.
         partial: The evaluation did not finish. Both files get a modification time of 0, so
             that Snakemake builds them again once it has.
 
@@ -69,7 +83,11 @@ def report(
     configurations = read_all(results, config.model, config.configurations)
     summed = summarise_read(config, results, configurations)
     summed.write(summary)
-    write_text(html, render(config, results, summed, configurations, partial=partial))
+    pictures = plots(config, results, summed, configurations)
+    write_text(html, render(config, results, summed, configurations, pictures, partial=partial))
+    for name, file in PLOT_FILES.items():
+        shown = pictures[name]
+        write_text(html.parent / "plots" / f"{file}.svg", shown.wide if shown else NO_PLOT)
     if partial:
         for path in (summary, html):
             os.utime(path, (0, 0))
@@ -81,6 +99,7 @@ def render(
     results: Path,
     summary: Summary,
     configurations: Sequence[ConfigurationResults],
+    pictures: Mapping[str, Picture | None],
     *,
     partial: bool = False,
 ) -> str:
@@ -103,7 +122,7 @@ def render(
         passed=verdicts.count("pass"),
         headline=headline(config, summary, configurations),
         tables=tables(config, summary, configurations),
-        plots=plots(config, results, summary, configurations),
+        plots=pictures,
         shown=best(summary, configurations),
         ops=op_tables(configurations),
         budgets=budgets(configurations),
@@ -141,7 +160,7 @@ def plots(
     results: Path,
     summary: Summary,
     configurations: Sequence[ConfigurationResults],
-) -> dict[str, Any]:
+) -> dict[str, Picture | None]:
     """The plots as inline SVG, by the name the template knows them by; None for no data."""
     verdicts = [summary.configurations[found.name].verdict for found in configurations]
     by_name = {found.name: found for found in configurations}

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from evaluation import ledger
-from evaluation.champion import ChampionError, read_champion, stamp_path
+from evaluation.champion import ChampionError, read_champion
 from evaluation.numbers import number
 from evaluation.plots_model import by_op
 from evaluation.plots_timeline import read_step, timeline_figure
@@ -19,8 +17,9 @@ from evaluation.regression import compare
 from evaluation.report_tables import BASELINE
 from evaluation.results import ConfigurationResults, result_files
 from evaluation.run_contents import results_fingerprint
+from evaluation.stamp import stamp_path
 from evaluation.store import TrackingError
-from evaluation.svg import picture
+from evaluation.svg import Picture, picture
 from model.configuration import Config
 from model.records import OpTrace, RecordError
 
@@ -157,7 +156,7 @@ def budgets(configurations: Sequence[ConfigurationResults]) -> list[Budget]:
     return found_budgets
 
 
-def timeline(config: Config, results: Path, found: ConfigurationResults | None) -> Markup | None:
+def timeline(config: Config, results: Path, found: ConfigurationResults | None) -> Picture | None:
     """The engines' timeline of one decode step; None if the trace stage left none."""
     if found is None or found.trace is None or found.trace.timeline is None:
         return None

@@ -5,42 +5,48 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from evaluation.plot_style import STYLE
 
 
-def picture(name: str, draw: Callable[[bool], Figure | None]) -> Markup | None:
-    """Both shapes of a plot, of which the page shows the one that fits; None if there is none.
+@dataclass(frozen=True)
+class Picture:
+    """A plot in both shapes, as `<svg>` elements."""
+
+    wide: str
+    narrow: str
+
+    def __html__(self) -> str:
+        """Both, of which the page's style shows the one that fits."""
+        return f'<div class="wide">{self.wide}</div><div class="narrow">{self.narrow}</div>'
+
+
+def picture(name: str, draw: Callable[[bool], Figure | None]) -> Picture | None:
+    """Both shapes of a plot; None if there is nothing to draw.
 
     Args:
         name: Keeps the ids of one plot apart from another's.
         draw: Makes the figure; its argument is True for the wide one.
     """
-    shapes = []
-    for kind, wide in (("wide", True), ("narrow", False)):
-        text = one_svg(f"{name}-{kind}", lambda wide=wide: draw(wide))  # type: ignore[misc]
-        if text is None:
-            return None
-        shapes.append(f'<div class="{kind}">{text}</div>')
-    return Markup("".join(shapes))
+    wide = one_svg(f"{name}-wide", lambda: draw(True))
+    narrow = one_svg(f"{name}-narrow", lambda: draw(False))
+    return Picture(wide, narrow) if wide is not None and narrow is not None else None
 
 
-def one_svg(name: str, draw: Callable[[], Figure | None], *, inline: bool = True) -> str | None:
-    """The figure as an `<svg>` element; as a whole file if not `inline`."""
+def one_svg(name: str, draw: Callable[[], Figure | None]) -> str | None:
+    """The figure as an `<svg>` element whose ids begin with `name`."""
     with matplotlib.rc_context(STYLE):
         figure = draw()
         if figure is None:
             return None
         text = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing, transparent=inline)
+        figure.savefig(text, format="svg", metadata=nothing, transparent=True)
     svg = text.getvalue()
-    if not inline:
-        return svg
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Nothing refers to an image's id, and equal images would share it.

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.stamp import stamp_path
 from model.configuration import (
     Config,
     ConfigurationError,
@@ -40,6 +41,12 @@ class Pipeline:
     def promoted(self) -> list[str]:
         """The configuration that is to become the champion, if any."""
         return [self.config.champion] if self.config.champion else []
+
+    @property
+    def champion_stamp(self) -> list[str]:
+        """What `promote` wrote, so that the report follows a new champion."""
+        path = stamp_path(self.config)
+        return [path.as_posix()] if path.is_file() else []
 
     @property
     def compared(self) -> list[str]:

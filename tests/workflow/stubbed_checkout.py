@@ -82,6 +82,12 @@ def track(config, name, results, output):
     "evaluation/report.py": """
 def report(config, results, summary, html):
     run("report", "all", summary, html)
+    (html.parent / "plots").mkdir(exist_ok=True)
+    for name in (
+        "latency_measured", "runs_measured", "quality", "macs_in_nki", "ops_predicted",
+        "cut_points", "timeline_predicted",
+    ):
+        (html.parent / f"plots/{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     from evaluation.records import ConfigurationSummary, Summary
     each = ConfigurationSummary(
         verdict="pass", reasons=[], device="simulator", metrics={}, kernel_calls={},

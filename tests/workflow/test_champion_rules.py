@@ -57,3 +57,18 @@ def test_a_candidate_or_champion_alone_is_evaluated(fresh: Checkout) -> None:
     stages = (*stages, "track")
     wanted = {"download", "reference", "track_init", "promote"}
     assert promoted == wanted | {f"{stage} rmsnorm" for stage in stages}
+
+
+def test_snakemakes_own_report_has_every_figure_with_its_caption(checkout: Checkout) -> None:
+    done = checkout.snakemake("--report", "snakemake.html")
+    assert done.returncode == 0, done.stdout
+    page = (checkout.root / "snakemake.html").read_text()
+    for caption in (checkout.root / "workflow/report").glob("*.rst"):
+        words = caption.read_text().split()[:3]
+        assert " ".join(words).strip("*").partition(" {{")[0] in page.replace("\\n", " ")
+    assert "results/plots/cut_points.svg" in page
+
+
+def test_a_new_champion_runs_the_report(checkout: Checkout) -> None:
+    checkout.write("mlflow/champion-tiny-qwen3-moe-simulator.json", "{}")
+    assert checkout.jobs() == {"report"}
