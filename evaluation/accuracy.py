@@ -40,7 +40,7 @@ from evaluation.reference import (
     read_reference,
     reference_tokens,
 )
-from evaluation.tasks import LoadedTask, load_tasks
+from evaluation.tasks import LoadedTask, load_standard_tasks, load_tasks
 from evaluation.verdict import (
     TASKS_RUN,
     Measurements,
@@ -104,6 +104,7 @@ def accuracy(
     """
     inputs = read_inputs(config, name, manifest, checkpoint, reference)
     tasks = load_tasks(Path(config.accuracy.tasks))
+    tasks += load_standard_tasks(config.accuracy.standard_tasks, [task.name for task in tasks])
     measured = measure(config, inputs, tasks)
     tolerances = config.accuracy.tolerances
     gates = check_gates(measured, inputs.kernels, tolerances, [task.name for task in tasks])
@@ -118,6 +119,7 @@ def accuracy(
         config.accuracy,
         config.buckets,
         [config.device, config.target, config.dtype],
+        [task.identity(config.accuracy.documents) for task in tasks],
         *(file for task in tasks for file in task.files),
     )
     record = AccuracyRecord(

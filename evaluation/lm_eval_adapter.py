@@ -10,7 +10,7 @@ from __future__ import annotations
 import evaluation.offline  # noqa: F401  before any Hugging Face library
 
 import logging
-import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 TokenRequest = tuple[Any, list[int], list[int]]
 """Request (for lm-eval's cache), context tokens, continuation tokens."""
 
-PROPORTIONS = ("acc", "acc_norm", "exact_match")
-"""Metrics that are means of zeros and ones; their standard error has a formula."""
+BOOTSTRAPS = 1000
+"""Resamplings behind the standard errors that have no formula, such as a median's."""
 
 
 class NkiLM(TemplateLM):  # type: ignore[misc]
@@ -243,6 +243,7 @@ def run_tasks(
 
 def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
     start = time.perf_counter()
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would start a pool to resample 50 numbers
     loaded.task.set_fewshot_seed(seed=1234)  # lm-eval's default
     try:
         # Not simple_evaluate: it also runs a dozen programs to describe the machine.
@@ -250,13 +251,13 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
             lm,
             {"tasks": {loaded.name: loaded.task}, "groups": {}, "group_map": {}},
             limit=documents,
-            bootstrap_iters=0,
+            bootstrap_iters=BOOTSTRAPS if documents > 1 else 0,
             log_samples=False,
         )
     except OverflowError as error:
         raise EvaluationError(f"task {loaded.name}: a metric is beyond a float: {error}") from None
     count = int(results["n-samples"][loaded.name]["effective"])
-    metrics = _metrics(results["results"][loaded.name], count)
+    metrics = _metrics(results["results"][loaded.name])
     log.info(
         "task %s: %s on %d documents in %.1f s",
         loaded.name,
@@ -264,22 +265,30 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
         count,
         time.perf_counter() - start,
     )
-    return TaskResult(task=loaded.name, documents=count, metrics=metrics, chance=loaded.chance)
+    return TaskResult(
+        task=loaded.name,
+        documents=count,
+        metrics=metrics,
+        chance=loaded.chance,
+        source=loaded.source,
+    )
 
 
-def _metrics(results: dict[str, Any], documents: int) -> dict[str, float]:
-    """lm-eval's `METRIC,FILTER: value` as `METRIC: value`, with standard errors of proportions.
+def _metrics(results: dict[str, Any]) -> dict[str, float]:
+    """lm-eval's `METRIC,FILTER: value` as `METRIC: value`, standard errors (`METRIC_stderr`) too
+    where lm-eval has one: a perplexity has none.
 
     With more than one filter the later ones keep theirs: `METRIC_FILTER`.
     """
     metrics: dict[str, float] = {}
+    names: dict[str, str] = {}
     for key, value in results.items():
         name, comma, filter_name = key.partition(",")
         if not comma or name.endswith("_stderr") or isinstance(value, str):
             continue
-        unique = name if name not in metrics else f"{name}_{filter_name}"
-        metrics[unique] = float(value)
-        if name in PROPORTIONS and documents > 1:
-            variance = float(value) * (1 - float(value)) / (documents - 1)
-            metrics[f"{unique}_stderr"] = math.sqrt(max(variance, 0.0))
+        names[key] = name if name not in metrics else f"{name}_{filter_name}"
+        metrics[names[key]] = float(value)
+        error = results.get(f"{name}_stderr,{filter_name}")
+        if isinstance(error, int | float):
+            metrics[f"{names[key]}_stderr"] = float(error)
     return metrics

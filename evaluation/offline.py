@@ -5,6 +5,9 @@ Everything the evaluation needs is on disk, so a look-up is a mistake to be seen
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -15,3 +18,23 @@ os.environ.update(
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # our own log lines say how far it is
+
+
+@contextmanager
+def hub_allowed() -> Iterator[None]:
+    """Let Hugging Face libraries look things up on the hub within the block."""
+    import datasets.config
+    import huggingface_hub.constants
+    from huggingface_hub.utils._http import reset_sessions
+
+    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = False
+    reset_sessions()  # an open one still refuses
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+        reset_sessions()

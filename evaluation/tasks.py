@@ -1,6 +1,6 @@
-"""Loading lm-eval tasks from a folder of YAML files, all of it local.
+"""Loading lm-eval tasks: local ones from a folder of YAML files, standard ones by name.
 
-A task file is lm-eval's own format (`config/tasks/*.yaml`), with its data in JSONL files
+A local task file is lm-eval's own format (`config/tasks/*.yaml`), with its data in JSONL files
 named by `dataset_kwargs: {data_files: {SPLIT: PATH}}` relative to the task file, and
 `metadata: {version, chance}`. The files are read by `yaml.safe_load`: lm-eval's `!function`
 tags, which run Python, are refused.
@@ -9,16 +9,22 @@ tags, which run Python, are refused.
 # ruff: noqa: I001
 from __future__ import annotations
 
-import evaluation.offline  # noqa: F401  before any Hugging Face library
+from evaluation.offline import hub_allowed  # before any Hugging Face library
 
+import contextlib
+import difflib
+import functools
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+import huggingface_hub.constants
 import yaml
+from huggingface_hub.utils._http import get_session
 from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 import lm_eval.api.metrics  # noqa: F401  fills metric_registry
@@ -27,6 +33,9 @@ from evaluation.inputs import EvaluationError, read_jsonl
 
 # It advises on keyword arguments of `custom_dataset`, once per task, as a warning.
 logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
+
+
+HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,16 @@ class LoadedTask:
     """lm-eval's ConfigurableTask."""
     chance: float | None
     files: tuple[Path, ...]
-    """The YAML file and its data files."""
+    """The YAML file and its data files; none of a standard task."""
+    source: Literal["local", "standard"] = "local"
+
+    def identity(self, documents: int) -> str:
+        """What a standard task's results depend on: its settings and its first documents."""
+        if self.source == "local":
+            return self.name
+        docs = [self.task.eval_docs[i] for i in range(min(documents, len(self.task.eval_docs)))]
+        settings = self.task.dump_config()
+        return json.dumps([self.name, settings, docs], sort_keys=True, default=str)
 
 
 def load_tasks(folder: Path) -> list[LoadedTask]:
@@ -60,6 +78,66 @@ def load_tasks(folder: Path) -> list[LoadedTask]:
             )
         seen[loaded.name] = loaded.files[0]
     return tasks
+
+
+def load_standard_tasks(names: Sequence[str], taken: Sequence[str] = ()) -> list[LoadedTask]:
+    """Load tasks of lm-eval's own, with their data from the hub or from its cache.
+
+    Args:
+        names: lm-eval's names of single tasks.
+        taken: Names that local tasks have.
+
+    Raises:
+        EvaluationError: a name is no single task of lm-eval's or is taken; or the hub cannot be
+            reached and the data is not in the cache.
+    """
+    if not names:
+        return []
+    manager = _standard_manager()
+    wrong = [name for name in names if name not in manager.all_subtasks]
+    if wrong:
+        near = difflib.get_close_matches(wrong[0], manager.all_subtasks, n=3)
+        raise EvaluationError(
+            f"accuracy.standard_tasks: lm-eval has no single task {wrong[0]!r}"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    doubled = [name for i, name in enumerate(names) if name in taken or name in names[:i]]
+    if doubled:
+        raise EvaluationError(f"accuracy.standard_tasks: there is already a task {doubled[0]!r}")
+    problem = hub_problem()
+    with contextlib.nullcontext() if problem else hub_allowed():
+        return [_load_standard(manager, name, problem) for name in names]
+
+
+def hub_problem() -> str | None:
+    """Why the hub cannot be reached, None if it answers."""
+    endpoint = huggingface_hub.constants.ENDPOINT
+    try:
+        with hub_allowed():
+            get_session().head(endpoint, timeout=HUB_TIMEOUT_S)
+    except OSError as error:
+        return f"{endpoint} cannot be reached ({type(error).__name__})"
+    return None
+
+
+@functools.cache
+def _standard_manager() -> TaskManager:
+    return TaskManager(include_defaults=True)  # 8 s: it indexes 14,000 tasks
+
+
+def _load_standard(manager: TaskManager, name: str, problem: str | None) -> LoadedTask:
+    try:
+        (task,) = manager.load([name])["tasks"].values()
+        len(task.eval_docs)
+    except Exception as error:  # datasets raises whatever its parts do
+        cache = datasets.config.HF_CACHE_HOME
+        reason = f"{problem}, and its data is not in {cache}" if problem else str(error)
+        raise EvaluationError(
+            f"accuracy.standard_tasks: {name}: {reason}. Connect this machine, or copy the cache "
+            "of one that ran it (HF_HOME), or leave the task out; then run snakemake again. What "
+            "other stages found is kept."
+        ) from error
+    return LoadedTask(name, task, None, (), "standard")
 
 
 def task_files(folder: Path) -> list[Path]:

@@ -225,6 +225,9 @@ class Accuracy(Section):
     """How many of the texts."""
     tasks: str
     """A folder of lm-eval task files."""
+    standard_tasks: list[Name] = []
+    """Tasks of lm-eval's own, by name, e.g. arc_easy, hellaswag, gsm8k, wikitext. Their data comes
+    from the Hugging Face hub, or from its cache on this machine."""
     documents: PositiveInt = 50
     """How many documents of each task."""
     batch_size: PositiveInt = 16
