@@ -37,6 +37,7 @@ VALUES: dict[str, tuple[tuple[str, slice], ...]] = {
     "attention_decode": (("attention_decode", slice(0, 1)),),
     "o_proj": (("o_proj", slice(0, 1)),),
     "o_proj_add": (("add", slice(0, 1)),),
+    "attention_block_decode": (("o_proj", slice(0, 1)),),
     "router": (("router", slice(0, 2)),),
     "experts_prefill": (("experts_prefill", slice(0, 1)),),
     "experts": (("experts_decode", slice(0, 1)),),
@@ -48,6 +49,9 @@ VALUES: dict[str, tuple[tuple[str, slice], ...]] = {
 
 ATTENTION = ("attention_prefill", "attention_decode")
 """After one of these a layer is in its second half."""
+
+WITH_ATTENTION = ("attention_block_decode",)
+"""What these give is in the second half already."""
 
 REFERENCES = {"experts": "experts_prefill"}
 """Called by the model, but no op of its own: the op whose contract it has."""
@@ -132,6 +136,7 @@ class Recorder:
         self, layer: int | None, op: str, result: Any, makers: Sequence[str], error: float | None
     ) -> None:
         half = self._place[1] if layer == self._place[0] else 0
+        half = 1 if op in WITH_ATTENTION else half
         results = result if isinstance(result, tuple) else (result,)
         for name, part in VALUES.get(op, ()):
             # Inside add_rmsnorm's reference a kernel makes the norm, never the sum.

@@ -14,7 +14,7 @@ import torch
 
 from evaluation.error_map import cut_texts, error_map
 from evaluation.inputs import EvaluationError
-from evaluation.op_outputs import difference
+from evaluation.op_outputs import VALUES, difference
 from evaluation.records import CutPoint, ErrorMapRecord, OpError
 from kernels.contracts import CONTRACTS
 from model.configuration import (
@@ -46,6 +46,7 @@ OPS = {
     "add_rmsnorm": "nki_fused_add_rmsnorm_kernel",
     "experts_decode": "nki_moe_decode_kernel",
     "norm_lm_head": "nki_lm_head_kernel",
+    "attention_block_decode": "nki_attention_block_decode_kernel",
 }
 
 
@@ -195,6 +196,29 @@ def test_one_kernel_for_several_ops_is_compared_where_it_ends(
     assert all(point.bit_exact for point in found.cut_points), [
         (p.graph, p.layer, p.op) for p in found.cut_points if not p.bit_exact
     ]
+
+
+def test_a_kernel_for_the_whole_attention_is_compared_after_it(
+    checkpoint: CheckpointRecord, instead: Callable[..., None]
+) -> None:
+    exact("attention_block_decode", instead)
+    made = points(make(checkpoint, "attention_block_decode"), "token_generation")
+    half = ["add", "rmsnorm", "router", "experts_decode"]
+    # The sum before the second layer's attention is there too: it is the kernel's input.
+    assert [point.op for point in made] == [
+        *["embedding", "o_proj", *half],
+        *["add", "o_proj", *half],
+        *["add", "rmsnorm", "lm_head"],
+    ]
+    limit = 1e-5  # its reference is not the parts' to the bit
+    assert all(point.relative_error < limit for point in made)
+    makers = {point.op for point in made if point.filled_by}
+    assert makers == {"o_proj"}
+
+
+def test_every_op_has_a_place_or_is_part_of_one_that_has() -> None:
+    parts = {part for contract in CONTRACTS.values() for part in contract.parts}
+    assert set(CONTRACTS) - parts <= set(VALUES)
 
 
 def test_a_part_inside_a_reference_marks_the_op_around_it(
