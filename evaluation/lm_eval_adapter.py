@@ -28,6 +28,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from evaluation.inputs import EvaluationError
 from evaluation.interface import LanguageModel
+from model.progress import progress
 from evaluation.records import TaskResult
 from evaluation.tasks import LoadedTask
 
@@ -101,7 +102,7 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
             if (inputs, continuation) not in self._scores:
                 by_input.setdefault(inputs, []).append(continuation)
         pending = sorted(by_input, key=lambda inputs: (len(inputs), inputs))
-        for start in range(0, len(pending), self.batch_size):
+        for start in progress(range(0, len(pending), self.batch_size), "batches of choices"):
             batch = pending[start : start + self.batch_size]
             for inputs, logits in zip(batch, self._logits(batch), strict=True):
                 for continuation in by_input[inputs]:
@@ -184,7 +185,7 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
                 for i in indices
             ]
             stops = self._stop_tokens(until)
-            for start in range(0, len(prompts), self.batch_size):
+            for start in progress(range(0, len(prompts), self.batch_size), "batches of answers"):
                 part = slice(start, start + self.batch_size)
                 outputs = self.model.generate(prompts[part], new_tokens, stops)
                 for index, output in zip(indices[part], outputs, strict=True):

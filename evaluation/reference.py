@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 from evaluation.inputs import EvaluationError, read_texts
 from model.configuration import Config
 from model.fingerprint import fingerprint
+from model.progress import progress
 from model.records import CheckpointRecord
 from model.runtime import checkpoint_directory
 
@@ -76,7 +77,7 @@ def reference(config: Config, checkpoint: Path, output: Path) -> None:
     for dtype in DTYPES:
         start = time.perf_counter()
         model = load_hf(directory, dtype)
-        logits = [_hf_logits(model, ids) for ids in tokens]
+        logits = [_hf_logits(model, ids) for ids in progress(tokens, "texts")]
         continued = _hf_continuations(model, prompts, new_tokens)
         tensors |= {f"{dtype}.{i}": rows for i, rows in enumerate(logits)}
         tensors |= {f"continued.{dtype}.{i}": rows for i, rows in enumerate(continued)}

@@ -8,6 +8,7 @@ machine's clock on the device named in the record.
 from __future__ import annotations
 
 import logging
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +21,7 @@ from model.configuration import (
     read_kernel_configuration,
 )
 from model.fingerprint import file_sha256, fingerprint
+from model.progress import progress
 from model.prompts import Prompt, read_prompts
 from model.records import (
     CompileManifest,
@@ -49,10 +51,12 @@ def generate(
     prompts = read_prompts(prompts_file)
     encoded = [_encode(model, prompt) for prompt in prompts]
     results = []
-    for sampling in (None, config.generate.sampling):
-        for prompt, tokens in zip(prompts, encoded, strict=True):
-            results.append(_run(model, config, prompt, tokens, sampling))
-            log.info("%s %s: %s", prompt.name, results[-1].mode, results[-1].output_text)
+    modes = (None, config.generate.sampling)
+    for sampling, (prompt, tokens) in progress(
+        list(product(modes, zip(prompts, encoded, strict=True))), "prompts"
+    ):
+        results.append(_run(model, config, prompt, tokens, sampling))
+        log.info("%s %s: %s", prompt.name, results[-1].mode, results[-1].output_text)
     record = GenerationRecord(
         model=config.model,
         configuration=name,

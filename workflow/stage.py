@@ -18,6 +18,7 @@ from rich.text import Text
 from evaluation.records import StageError, Summary
 from evaluation.terminal import console, print_verdicts
 from model.configuration import Config, ConfigurationError, parse_config
+from model.progress import show_progress
 from model.records import write_text
 
 RESULTS = Path("results")
@@ -68,6 +69,7 @@ def job(
         try:
             validated = parse_config(config)
             names = [configuration] if configuration else validated.configurations
+            show_progress(terminal, " ".join(filter(None, (name, configuration))))
             with stage(RESULTS, validated.model, names, name):
                 yield validated
         except (ConfigurationError, SystemExit) as end:
@@ -76,6 +78,8 @@ def job(
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        finally:
+            show_progress(None)
 
 
 @contextmanager
