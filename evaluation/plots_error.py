@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -46,20 +47,21 @@ def cut_point_figure(
     panels = figure.subplots(1, 2, sharey=True) if wide else figure.subplots(2, 1, sharey=True)
     image = None
     for panel, graph in zip(panels, GRAPHS, strict=True):
-        lengths = [len(points_of(found, dtype, graph)) for found in rows]
-        grid = np.full((len(rows), max(lengths)), np.nan)
-        for row, found in enumerate(rows):
-            for column, point in enumerate(points_of(found, dtype, graph)):
+        points = [points_of(found, dtype, graph) for found in rows]
+        slots = _slots(points)
+        grid = np.full((len(rows), max(sum(slots.values()), 1)), np.nan)
+        for row, some in enumerate(points):
+            for column, point in enumerate(_spread(some, slots)):
+                if point is None or point.bit_exact or point.relative_l2_error == 0:
+                    continue
                 value = point.relative_l2_error
                 # Infinite and NaN are shown as the worst there is.
                 grid[row, column] = value if math.isfinite(value) else high
-                if point.bit_exact or value == 0:
-                    grid[row, column] = np.nan
         image = panel.imshow(
             grid, aspect="auto", norm=norm, cmap="cividis_r", interpolation="nearest"
         )
         panel.set_title(graph.replace("_", " "))
-        _mark_layers(panel, points_of(rows[lengths.index(max(lengths))], dtype, graph))
+        _mark_layers(panel, slots)
         panel.grid(visible=False)
         panel.set_yticks(range(len(rows)), [found.name for found in rows])
     if image is not None:
@@ -70,18 +72,52 @@ def cut_point_figure(
     return figure
 
 
-def _mark_layers(panel: object, points: Sequence[CutPoint]) -> None:
-    """A line where a layer begins, its number below; not more than a dozen numbers."""
-    starts = [
-        (column, point.layer)
-        for column, point in enumerate(points)
-        if column and point.layer != points[column - 1].layer
-    ]
-    for column, _ in starts:
-        panel.axvline(column - 0.5, color=INK, linewidth=0.4)  # type: ignore[attr-defined]
-    shown = [(c, layer) for c, layer in starts if layer is not None]
-    first = [(0, points[0].layer)] if points and points[0].layer is not None else []
-    shown = (first + shown)[:: max(1, len(shown) // 8)]
-    panel.set_xticks(  # type: ignore[attr-defined]
-        [column for column, _ in shown], [f"layer {layer}" for _, layer in shown], fontsize=8
-    )
+Group = tuple[int, int | None]
+"""A stretch of ops: (0, None) before the layers, (1, layer), (2, None) after them."""
+
+
+def _groups(points: Sequence[CutPoint]) -> dict[Group, list[CutPoint]]:
+    groups: dict[Group, list[CutPoint]] = {}
+    for point in points:
+        inside = any(part == 1 for part, _ in groups)
+        part = 1 if point.layer is not None else 2 if inside else 0
+        groups.setdefault((part, point.layer), []).append(point)
+    return groups
+
+
+def _slots(rows: Sequence[Sequence[CutPoint]]) -> dict[Group, int]:
+    """Columns per stretch: as many as the row with the most ops in it needs.
+
+    A composite kernel has one output for several ops, so that configurations have different
+    numbers of points in a layer; their layers stand below each other all the same.
+    """
+    slots: dict[Group, int] = {}
+    for points in rows:
+        for group, some in _groups(points).items():
+            slots[group] = max(slots.get(group, 0), len(some))
+    return dict(sorted(slots.items(), key=lambda item: (item[0][0], item[0][1] or 0)))
+
+
+def _spread(points: Sequence[CutPoint], slots: dict[Group, int]) -> list[CutPoint | None]:
+    """The point of every column; each stretch's points share its columns evenly."""
+    groups = _groups(points)
+    columns: list[CutPoint | None] = []
+    for group, number in slots.items():
+        some = groups.get(group, [])
+        columns += [
+            some[column * len(some) // number] if some else None for column in range(number)
+        ]
+    return columns
+
+
+def _mark_layers(panel: Axes, slots: dict[Group, int]) -> None:
+    """A line where a layer begins, its number below; not more than about eight numbers."""
+    starts, column = [], 0
+    for (_, layer), number in slots.items():
+        if layer is not None:
+            starts.append((column, layer))
+        if column:
+            panel.axvline(column - 0.5, color=INK, linewidth=0.4)
+        column += number
+    shown = starts[:: max(1, math.ceil(len(starts) / 8))]
+    panel.set_xticks([at for at, _ in shown], [f"layer {layer}" for _, layer in shown], fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,12 @@ def timeline(config: Config, results: Path, found: ConfigurationResults | None) 
     path = result_files(results, config.model, found.name)["trace"].parent / found.trace.timeline
     if not path.is_file():
         return None
-    step, target = read_step(path), found.trace.target
+    try:
+        step, target = read_step(path), found.trace.target
+    except RecordError as error:
+        # The numbers do not depend on it.
+        print(error, file=sys.stderr)
+        return None
     return picture("timeline", lambda wide: timeline_figure(step, target, wide))
 
 
