@@ -207,6 +207,7 @@ def _track_in_a_process(experiment: str, name: str, number: int) -> None:
     track(config, name, Path("results"), Path(f"two-{number}.json"))
 
 
+@pytest.mark.slow
 def test_two_evaluations_at_once_make_one_run_of_the_same_results(
     project: Path, request: pytest.FixtureRequest, runs: Callable[[], list[Any]]
 ) -> None:
