@@ -23,7 +23,7 @@ from simulator.targets import TARGETS
 
 ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
 PARTS = read_kernel_configuration(Path("config/kernels/parts.yaml"))
-FUSED = read_kernel_configuration(Path("config/kernels/fused.yaml"))
+SEPARATE = read_kernel_configuration(Path("config/kernels/separate.yaml"))
 LARGE = read_config(Path("model/checkpoints/qwen3-30b-a3b"))
 
 
@@ -65,7 +65,7 @@ def test_a_decode_step_of_qwen3_30b_a3b_on_one_of_four_ranks() -> None:
 
 
 def test_a_fused_decode_step_has_two_kernels_in_a_layer() -> None:
-    calls = calls_of(FUSED, "token_generation")
+    calls = calls_of(SEPARATE, "token_generation")
     counts = Counter((call.op, call.kernel is not None) for call in calls)
     assert counts == {
         ("embedding", False): 1,
@@ -92,7 +92,7 @@ def test_layers_are_alike_but_for_their_number() -> None:
 
 
 @pytest.mark.parametrize("graph", ["context_encoding", "token_generation"])
-@pytest.mark.parametrize("configuration", [ALL, PARTS, FUSED], ids=["all", "parts", "fused"])
+@pytest.mark.parametrize("configuration", [ALL, PARTS, SEPARATE], ids=["all", "parts", "separate"])
 def test_the_calls_are_those_that_run(
     record: CheckpointRecord, config: Config, configuration: KernelConfiguration, graph: Graph
 ) -> None:

@@ -21,7 +21,7 @@ from model.runtime import LanguageModel, PromptError, choose, load
 
 BASELINE = KernelConfiguration(description="reference")
 ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
-FUSED = read_kernel_configuration(Path("config/kernels/fused.yaml"))
+SEPARATE = read_kernel_configuration(Path("config/kernels/separate.yaml"))
 
 
 def sequences() -> list[list[int]]:
@@ -67,7 +67,7 @@ def test_context_encoding_equals_transformers(
     assert worst(found, reference["float32"]) < 1e-5
 
 
-@pytest.mark.parametrize("kernels", [BASELINE, ALL, FUSED], ids=["baseline", "all", "fused"])
+@pytest.mark.parametrize("kernels", [BASELINE, ALL, SEPARATE], ids=["baseline", "all", "separate"])
 def test_token_generation_equals_transformers(
     record: CheckpointRecord,
     config: Config,
@@ -162,7 +162,7 @@ def test_a_prompt_that_cannot_be_run_is_refused(
 
 
 def test_calls_are_counted_per_graph(record: CheckpointRecord, config: Config) -> None:
-    model = loaded(record, config, ALL)
+    model = loaded(record, config, SEPARATE)
     model.generate([sequences()[0]], 3, [])
     layers, decoded = 2, 2
     each = {  # in a run of context encoding, and of token generation

@@ -237,7 +237,7 @@ def test_settings_under_which_hooks_would_not_be_called_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "name"), [(2, "all"), (4, "all"), (2, "fused"), (2, "norms")])
+@pytest.mark.parametrize(("ranks", "name"), [(2, "all"), (4, "all"), (2, "separate"), (2, "norms")])
 def test_with_tensor_parallelism(ranks: int, name: str, checkpoint: tuple[Path, Any]) -> None:
     """Two ranks have a key head each; of four, two share one."""
     result = subprocess.run(
