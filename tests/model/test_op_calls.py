@@ -40,7 +40,7 @@ def calls_of(
 
 
 def test_a_decode_step_of_qwen3_30b_a3b_on_one_of_four_ranks() -> None:
-    calls = calls_of(ALL, "token_generation")
+    calls = calls_of(SEPARATE, "token_generation")
     counts = Counter((call.op, call.kernel is not None) for call in calls)
     assert counts == {
         ("embedding", False): 1,
@@ -65,7 +65,7 @@ def test_a_decode_step_of_qwen3_30b_a3b_on_one_of_four_ranks() -> None:
 
 
 def test_a_fused_decode_step_has_two_kernels_in_a_layer() -> None:
-    calls = calls_of(SEPARATE, "token_generation")
+    calls = calls_of(ALL, "token_generation")
     counts = Counter((call.op, call.kernel is not None) for call in calls)
     assert counts == {
         ("embedding", False): 1,
@@ -83,7 +83,7 @@ def test_a_fused_decode_step_has_two_kernels_in_a_layer() -> None:
 
 
 def test_layers_are_alike_but_for_their_number() -> None:
-    calls = calls_of(ALL, "context_encoding")
+    calls = calls_of(SEPARATE, "context_encoding")
     first = [c for c in calls if c.layer == 1]
     last = [c for c in calls if c.layer == 47]
     assert [(c.op, c.arguments, c.results) for c in first] == [
@@ -92,7 +92,7 @@ def test_layers_are_alike_but_for_their_number() -> None:
 
 
 @pytest.mark.parametrize("graph", ["context_encoding", "token_generation"])
-@pytest.mark.parametrize("configuration", [ALL, PARTS, SEPARATE], ids=["all", "parts", "separate"])
+@pytest.mark.parametrize("configuration", [SEPARATE, PARTS, ALL], ids=["separate", "parts", "all"])
 def test_the_calls_are_those_that_run(
     record: CheckpointRecord, config: Config, configuration: KernelConfiguration, graph: Graph
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_kernel_inside_a_reference_names_the_op_around_it() -> None:
 
 
 def test_a_calls_kernel_is_specialised_at_its_shapes() -> None:
-    call = next(c for c in calls_of(ALL, "token_generation") if c.op == "norm_qkv_proj")
+    call = next(c for c in calls_of(SEPARATE, "token_generation") if c.op == "norm_qkv_proj")
     program = specialise(call, TARGETS["trn2"], cores=2)
     assert program.lnc == 2
     shapes = {name: tensor.shape for name, tensor in program.arguments.items()}
@@ -131,7 +131,7 @@ def test_a_calls_kernel_is_specialised_at_its_shapes() -> None:
 
 def test_a_kernel_is_missed_only_where_its_op_occurs() -> None:
     both = {"context_encoding", "token_generation"}
-    assert graphs_of_kernels(ALL) == {
+    assert graphs_of_kernels(SEPARATE) == {
         "nki_rmsnorm_kernel": {"context_encoding"},
         "nki_qkv_projection_kernel": both,
         "nki_qk_rmsnorm_kernel": both,
@@ -144,8 +144,8 @@ def test_a_kernel_is_missed_only_where_its_op_occurs() -> None:
         "nki_moe_decode_kernel": {"token_generation"},
         "nki_lm_head_kernel": both,
     }
-    silu = {"silu": ALL.ops["rmsnorm"].model_copy(update={"kernel": "nki_silu_kernel"})}
-    idle = ALL.model_copy(update={"ops": {**ALL.ops, **silu}})
+    silu = {"silu": SEPARATE.ops["rmsnorm"].model_copy(update={"kernel": "nki_silu_kernel"})}
+    idle = SEPARATE.model_copy(update={"ops": {**SEPARATE.ops, **silu}})
     assert graphs_of_kernels(idle)["nki_silu_kernel"] == set()
 
 
@@ -165,4 +165,4 @@ def test_a_configuration_of_ours_has_no_idle_kernel(path: Path) -> None:
 
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(CheckpointError, match="does not divide by tp_degree 5"):
-        record_op_calls(LARGE, ALL, "token_generation", context=8, tp_degree=5)
+        record_op_calls(LARGE, SEPARATE, "token_generation", context=8, tp_degree=5)
