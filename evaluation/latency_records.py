@@ -25,8 +25,9 @@ class Distribution(Part):
     p90: Estimate
     p95: Estimate
     p99: Estimate
-    standard_error: float
-    """Of the mean, relative to it; the correlation of neighbouring rounds is allowed for."""
+    standard_error: float | None
+    """Of the mean, relative to it; the correlation of neighbouring rounds is allowed for. None
+    with too few rounds."""
 
 
 class PromptLatency(Part):
