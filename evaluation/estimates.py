@@ -32,22 +32,24 @@ class Comparison(Part):
 
 
 class PromptScore(Part):
-    """The contest's score of one of its prompts, with every ingredient."""
+    """The score of one prompt, with every ingredient."""
 
-    prompt: int
-    """The contest's number."""
+    prompt: str
+    """The contest's number, or a prompt's name."""
     context_tokens: int
     new_tokens: int
     context_bucket: int
     """Tokens of the context-encoding graph that runs it."""
     base_latency_ms: float
+    """End to end; 99th percentile where measured."""
     latency_ms: float
     base_tokens_per_s: float
+    """Prompt and new tokens over the time, as the contest counts."""
     tokens_per_s: float
     nki_flops_ratio: float
-    """(MACs in NKI) / (all MACs), each graph counted once: the contest's."""
+    """(MACs in NKI) / (all MACs), each graph once, at its smallest bucket: the contest's."""
     nki_flops_ratio_weighted: float
-    """The same, each graph counted as often as it runs for this prompt."""
+    """The same at this prompt's own buckets, token generation as often as it runs."""
     score: float
     """accuracy * base_latency / latency * tokens_per_s / base_tokens_per_s * (1 + ratio)"""
     score_corrected: float
@@ -62,11 +64,12 @@ class Score(Part):
     """`predicted for TARGET`, or the device that was measured."""
     base: str
     """Where the base latencies come from."""
-    model: str
+    comparable: bool
+    """True if model, prompts and base are the contest's, so that its entries compare."""
     accuracy: Literal[0, 1]
     """1 if every gate of accuracy and latency was passed."""
-    prompts: list[PromptScore]
+    prompts: tuple[PromptScore, ...]
     total: float
     total_corrected: float
-    notes: list[str]
+    notes: tuple[str, ...]
     """What the figures leave out."""

@@ -4,6 +4,7 @@ A name is `SECTION/WHAT_UNIT`. The section (a chart section in MLflow) says how 
 about and, where a clock or a device did it, which one:
 
 - `latency_measured_DEVICE/`, `throughput_measured_DEVICE/`: wall clock on DEVICE
+- `comparison_measured_DEVICE/`: the same over the baseline's beside it; below 1 is faster
 - `stages_measured_host/`: wall clock of the pipeline's stages, always on the host's CPU
 - `latency_predicted_TARGET/`: the timing model's, for TARGET, which no clock has seen
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
@@ -22,6 +23,7 @@ import re
 from collections import defaultdict
 from statistics import median
 
+from evaluation.latency_metrics import latency_metrics
 from evaluation.records import AccuracyRecord, LogitComparison
 from evaluation.results import ConfigurationResults
 from kernels import KERNELS
@@ -41,6 +43,11 @@ def metrics(results: ConfigurationResults) -> dict[str, float]:
         found |= _trace_metrics(results.trace)
     if results.generation is not None:
         found |= _generation_metrics(results.generation)
+    if results.latency is not None:
+        # The interleaved runs replace the generation's, also where a gate withheld them.
+        clocks = ("latency_measured_", "throughput_measured_")
+        found = {name: value for name, value in found.items() if not name.startswith(clocks)}
+        found |= latency_metrics(results.latency)
     if results.accuracy is not None:
         found |= _accuracy_metrics(results.accuracy)
     if results.generation is not None or results.accuracy is not None:

@@ -9,6 +9,7 @@ from evaluation.metrics import kernel_calls, metrics
 from evaluation.provenance import evaluation_fingerprint
 from evaluation.records import ConfigurationSummary, StageError, Summary, Verdict
 from evaluation.results import TRACKING, ConfigurationResults, read_all
+from evaluation.score import score
 from model.configuration import Config
 from model.records import Device
 
@@ -31,10 +32,14 @@ def summarise_read(
     config: Config, results: Path, configurations: Sequence[ConfigurationResults]
 ) -> Summary:
     """`summarise` for configurations already read."""
+    by_name = {found.name: found for found in configurations}
+    baseline = by_name.get(config.latency.baseline)
     return Summary(
         model=config.model,
         evaluation=evaluation_fingerprint(config, results),
-        configurations={found.name: _configuration(config, found) for found in configurations},
+        configurations={
+            found.name: _configuration(config, found, baseline) for found in configurations
+        },
     )
 
 
@@ -55,11 +60,14 @@ def verdict_of(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
             "compile": found.manifest,
             "trace": found.trace,
             "generate": found.generation,
+            "latency": found.latency,
             "accuracy": found.accuracy,
         }
         missing = [stage for stage, record in stages.items() if record is None]
         if missing:
             reasons.append(f"no result of {', '.join(missing)}: did not run or did not finish")
+    if found.latency is not None:
+        reasons += [f"latency withheld: {reason}" for reason in found.latency.withheld]
     if found.accuracy is not None and found.accuracy.verdict != "pass":
         reasons += found.accuracy.reasons or ["accuracy: the verdict is fail"]
     return ("fail" if reasons else "pass"), reasons
@@ -102,7 +110,9 @@ def device_of(config: Config, found: ConfigurationResults) -> Device:
     return config.device
 
 
-def _configuration(config: Config, found: ConfigurationResults) -> ConfigurationSummary:
+def _configuration(
+    config: Config, found: ConfigurationResults, baseline: ConfigurationResults | None
+) -> ConfigurationSummary:
     verdict, reasons = verdict_of(found)
     return ConfigurationSummary(
         verdict=verdict,
@@ -110,5 +120,7 @@ def _configuration(config: Config, found: ConfigurationResults) -> Configuration
         device=device_of(config, found),
         metrics=metrics(found),
         kernel_calls=kernel_calls(found),
+        comparisons=tuple(found.latency.comparisons) if found.latency else (),
+        score=score(config, found, baseline),
         mlflow_run_id=found.tracked.mlflow_run_id if found.tracked else None,
     )

@@ -129,8 +129,8 @@ def read_pipeline(value: Mapping[str, Any], origin: str) -> Pipeline:
 
 def _named(config: Config) -> list[str]:
     """The configurations that the configuration names anywhere."""
-    others = [name for name in (config.champion, config.candidate) if name is not None]
-    return list(dict.fromkeys([*config.configurations, *others]))
+    others = [config.latency.baseline, config.champion, config.candidate]
+    return list(dict.fromkeys([*config.configurations, *filter(None, others)]))
 
 
 def import_from(root: str) -> None:

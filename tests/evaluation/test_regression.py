@@ -27,6 +27,7 @@ def results(slower: float = 1.0, predicted: float = 1.0, **quality: Any) -> Conf
         manifest=samples.manifest("norms", OPS),
         trace=samples.trace("norms", OPS, predicted),
         generation=samples.generation("norms", OPS, slower),
+        latency=samples.latency("norms", slower),
         accuracy=samples.accuracy("norms", OPS, **quality),
     )
 

@@ -200,7 +200,7 @@ def test_an_empty_results_folder_gives_a_report_too(
     text = text_of(build(samples.project(tmp_path), partial=True))
     assert "0 of 3 kernel configurations pass" in text
     assert "Unfinished" in text
-    assert "no result of compile, trace, generate, accuracy" in text
+    assert "no result of compile, trace, generate, latency, accuracy" in text
 
 
 def test_a_partial_report_stays_outdated(results: Path) -> None:

@@ -65,6 +65,10 @@ def trace(config, name, output):
 def generate(config, name, manifest, checkpoint, output):
     run("generate", name, output)
 """,
+    "evaluation/latency.py": """
+def latency(config, name, manifest, baseline_manifest, checkpoint, output):
+    run("latency", name, output)
+""",
     "evaluation/reference.py": """
 def reference(config, checkpoint, output):
     run("reference", "model", output)

@@ -49,13 +49,13 @@ def test_promote_needs_a_name_that_exists(checkout: Checkout) -> None:
 
 
 def test_a_candidate_or_champion_alone_is_evaluated(fresh: Checkout) -> None:
-    wanted = {"download", "reference", "check_regression"}
-    stages = ("compile", "trace", "generate", "accuracy")
+    wanted = {"download", "reference", "check_regression", "compile baseline"}
+    stages = ("compile", "trace", "generate", "latency", "accuracy")
     checked = fresh.jobs("check_regression", "--config", "candidate=rmsnorm")
     assert checked == wanted | {f"{stage} rmsnorm" for stage in stages}
     promoted = fresh.jobs("promote", "--config", "champion=rmsnorm")
     stages = (*stages, "track")
-    wanted = {"download", "reference", "track_init", "promote"}
+    wanted = {"download", "reference", "track_init", "promote", "compile baseline"}
     assert promoted == wanted | {f"{stage} rmsnorm" for stage in stages}
 
 

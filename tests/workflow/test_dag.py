@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stubbed_checkout import CONFIGURATIONS, Checkout
 
-STAGES = ("compile", "trace", "generate", "accuracy", "track")
+STAGES = ("compile", "trace", "generate", "latency", "accuracy", "track")
 
 
 def jobs_of(*names: str) -> set[str]:
@@ -38,7 +38,8 @@ def test_a_model_is_traced_without_its_weights(fresh: Checkout) -> None:
 
 
 def test_one_configuration_alone(fresh: Checkout) -> None:
-    shared = {"download", "reference", "track_init"}
+    # The baseline beside which it is timed is compiled, for the gates compare its fingerprints.
+    shared = {"download", "reference", "track_init", "compile baseline"}
     wanted = shared | jobs_of("rmsnorm")
     assert fresh.jobs("results/tracked/tiny-qwen3-moe/rmsnorm.json") == wanted
     assert fresh.jobs("--config", "configurations=[rmsnorm]") == wanted | {"report"}
@@ -91,6 +92,18 @@ def test_generation_settings_run_generation_and_what_reads_it(checkout: Checkout
     wanted = {f"{stage} {name}" for stage in ("generate", "track") for name in CONFIGURATIONS}
     changed = checkout.jobs("--config", "generate={max_new_tokens: 3}")
     assert changed == wanted | {"report"}
+
+
+def test_latency_settings_time_again_and_run_what_reads_it(checkout: Checkout) -> None:
+    wanted = {f"{stage} {name}" for stage in ("latency", "track") for name in CONFIGURATIONS}
+    assert checkout.jobs("--config", "latency={time_budget_s: 1.0}") == wanted | {"report"}
+
+
+def test_a_new_baseline_is_timed_beside_every_configuration(checkout: Checkout) -> None:
+    checkout.append("config/kernels/baseline.yaml", "# edited\n")
+    wanted = {f"latency {name}" for name in CONFIGURATIONS}
+    assert {job for job in checkout.jobs() if job.startswith("latency")} == wanted
+    assert "generate all" not in checkout.jobs()
 
 
 def test_accuracy_settings_and_tasks_run_accuracy_and_what_reads_it(checkout: Checkout) -> None:

@@ -5,6 +5,7 @@ rule report:
                 *rules.compile.output,
                 *rules.trace.output,
                 *rules.generate.output,
+                *rules.latency.output,
                 *rules.accuracy.output,
                 *rules.track.output,
             ],

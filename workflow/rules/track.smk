@@ -26,6 +26,7 @@ rule track:
         rules.compile.output,
         rules.trace.output,
         rules.generate.output,
+        rules.latency.output,
         rules.accuracy.output,
         checkpoint=rules.download.output.record,
         ready=rules.track_init.output.ready,
