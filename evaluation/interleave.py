@@ -32,7 +32,7 @@ SIDES: tuple[Side, Side] = ("configuration", "baseline")
 WATCHED: tuple[Metric, ...] = ("ttft_ms", "tpot_ms", "end_to_end_ms")
 """The metrics whose mean must be known well enough."""
 
-FEWEST_ROUNDS = 12
+FEWEST_ROUNDS = 24
 """Rounds before the error is looked at: an error estimated from fewer is itself a guess, and
 stopping at the first lucky guess would make the intervals too short."""
 BUDGET_ROUNDS = 6

@@ -95,7 +95,7 @@ def latency(
         EvaluationError: a prompt that `latency.prompts` names is missing or does not fit.
     """
     torch.set_num_threads(1)  # readings must compare whatever the machine has
-    sides = {
+    sides: dict[Side, Inputs] = {
         "configuration": read_inputs(name, _kernels(name), manifest, checkpoint),
         "baseline": read_inputs(
             config.latency.baseline,
