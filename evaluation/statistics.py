@@ -26,7 +26,7 @@ RESAMPLES = 999
 """So that 2.5 % and 97.5 % are order statistics (Davison and Hinkley 1997, section 2.4)."""
 FEWEST_BLOCKS = 6
 """Blocks are no longer than leaves this many; fewer would make the interval a guess."""
-DRIFT_BLOCKS = 8
+DRIFT_BLOCKS = 6
 """Figures of one side, in which the machine's drift does not cancel out, get no more blocks
 than these: in a session of seconds a slow drift is not seen in the correlation of neighbouring
 rounds, only in that distant parts of the session differ (batch means, as simulation studies
@@ -35,9 +35,9 @@ FEWEST_ROUNDS = 6
 """No interval below: six rounds that all agree have a chance of 2/2**6 = 3 %."""
 BEYOND = 10
 """A percentile has an interval only if this many observations lie beyond it."""
-TRIMMED = 0.1
-"""Share that a location leaves out at each end: one round in ten may be disturbed, either
-way, before a comparison notices."""
+TRIMMED = 0.2
+"""Share that a location leaves out at each end (Wilcox's usual choice): one run in five may be
+disturbed, either way, before a comparison notices."""
 FENCE = 3.0
 """Interquartile ranges from the quartiles to what is *far out* (Tukey 1977)."""
 
@@ -79,15 +79,17 @@ def relative_standard_error(sample: Array) -> float:
     return float(stats.sem(means) / means.mean())
 
 
-def trimmed_mean(values: Array, axis: int = -1) -> Array:
-    """The mean without the smallest and largest tenth."""
-    found: Array = stats.trim_mean(values, TRIMMED, axis=axis)
+def location(rounds: Array) -> Array:
+    """Of `[..., rounds, prompts]`: each prompt's mean without its smallest and largest fifth,
+    averaged over the prompts.
+    """
+    found: Array = stats.trim_mean(rounds, TRIMMED, axis=-2).mean(-1)
     return found
 
 
 def estimate_mean(sample: Array, seed: int) -> Estimate:
     """The mean of `[rounds, runs]` and its interval."""
-    return estimate(sample, lambda x, axis: x.mean(axis), seed)
+    return estimate(sample, lambda x: x.mean((-2, -1)), seed)
 
 
 def estimate_percentile(sample: Array, percentile: float, seed: int) -> Estimate:
@@ -95,22 +97,22 @@ def estimate_percentile(sample: Array, percentile: float, seed: int) -> Estimate
     share = percentile / 100
     if sample.size * min(share, 1 - share) < BEYOND:
         return Estimate(value=float(np.quantile(sample, share)), low=None, high=None)
-    return estimate(sample, lambda x, axis: np.quantile(x, share, axis=axis), seed)
+    return estimate(sample, lambda x: np.quantile(x, share, axis=(-2, -1)), seed)
 
 
 def estimate(
-    sample: Array, statistic: Callable[[Array, int], Array], seed: int, *, drifts: bool = True
+    sample: Array, statistic: Callable[[Array], Array], seed: int, *, drifts: bool = True
 ) -> Estimate:
     """A statistic of `[rounds, runs]` with its 95 % interval, by resampling blocks of rounds.
 
     Args:
         sample: figures, rounds in order of time.
-        statistic: reduces the given axis.
+        statistic: of `[..., rounds, runs]`, gives `[...]`.
         seed: of the resampling.
         drifts: see `block_length`.
     """
     sample = sample.reshape(len(sample), -1)
-    value = float(statistic(sample.reshape(-1), -1))
+    value = float(statistic(sample))
     if len(sample) < FEWEST_ROUNDS:
         return Estimate(value=value, low=None, high=None)
     blocks = blocks_of(sample, block_length(sample.mean(1), drifts=drifts))
@@ -119,7 +121,7 @@ def estimate(
 
     def of_blocks(chosen: npt.NDArray[np.int64], axis: int = -1) -> Array:
         drawn = blocks[np.moveaxis(chosen, axis, -1)]
-        return statistic(drawn.reshape(*drawn.shape[:-3], -1), -1)
+        return statistic(drawn.reshape(*drawn.shape[:-3], -1, drawn.shape[-1]))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
@@ -157,21 +159,21 @@ class Paired:
 
     @property
     def log_ratios(self) -> Array:
-        """One figure per round: the mean over its prompts of log(configuration / baseline).
+        """`[rounds, prompts]` of log(configuration / baseline).
 
-        What slows both sides of a round down cancels out of it.
+        What slows both runs of a prompt down cancels out of it.
         """
-        found: Array = np.log(self.configuration / self.baseline).mean(1)
+        found: Array = np.log(self.configuration / self.baseline)
         return found
 
 
 def estimate_ratio(pair: Paired, seed: int) -> Estimate:
     """How many times as long the configuration takes as the baseline, typically.
 
-    The trimmed mean of the rounds' log ratios, back from logarithms: a stall of one side
-    counts as one round, however long it was. Stalls show in the means and percentiles.
+    The `location` of the log ratios, back from logarithms: a stall of one side counts as one
+    run, however long it was. Stalls show in the means and percentiles.
     """
-    found = estimate(pair.log_ratios[:, None], trimmed_mean, seed, drifts=False)
+    found = estimate(pair.log_ratios, location, seed, drifts=False)
     return Estimate(
         value=math.exp(found.value),
         low=None if found.low is None else math.exp(found.low),

@@ -103,32 +103,6 @@ def test_faster_is_better_and_passes() -> None:
     assert {row.outcome for row in rows(record, "predicted")} == {"better"}
 
 
-def test_a_noisy_slowdown_is_not_significant() -> None:
-    noisy = results()
-    assert noisy.generation is not None
-    prompts = [
-        prompt.model_copy(
-            update={
-                "runs": [
-                    run.model_copy(
-                        update={
-                            "ttft_ms": run.ttft_ms * scale,
-                            "itl_ms": [x * scale for x in run.itl_ms],
-                            "end_to_end_ms": run.end_to_end_ms * scale,
-                        }
-                    )
-                    for run in prompt.runs
-                ]
-            }
-        )
-        for prompt, scale in zip(noisy.generation.prompts, (0.7, 1.1, 1.6), strict=True)
-    ]
-    generation = noisy.generation.model_copy(update={"prompts": prompts})
-    record = check(replace(noisy, generation=generation))
-    assert record.verdict == "pass"
-    assert {row.outcome for row in rows(record, "measured")} == {"equal"}
-
-
 def timed(ratio: float, spread: float = 0.01) -> ConfigurationResults:
     """Results of the latency stage: so many times the baseline's latency."""
     return replace(results(), latency=samples.latency("norms", ratio, spread))
@@ -158,7 +132,7 @@ def test_withheld_timings_fail_and_say_why() -> None:
     record = check(replace(found, latency=withheld), champion(results=timed(1.1)))
     assert record.verdict == "fail"
     assert all(row.why == "withheld: output is all zeros" for row in rows(record, "measured"))
-    record = check(results(), champion(results=timed(1.1)))
+    record = check(replace(results(), latency=None), champion(results=timed(1.1)))
     assert {row.why for row in rows(record, "measured")} == {"not measured"}
 
 
@@ -223,7 +197,7 @@ def test_fewer_agreements_fail() -> None:
     assert any("top-1 agreement" in reason for reason in record.reasons)
 
 
-@pytest.mark.parametrize("missing", ["generation", "trace", "accuracy"])
+@pytest.mark.parametrize("missing", ["latency", "trace", "accuracy"])
 def test_what_the_candidate_lacks_fails(missing: str) -> None:
     record = check(replace(results(), **{missing: None}))
     assert record.verdict == "fail"

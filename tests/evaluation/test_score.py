@@ -75,7 +75,7 @@ def test_the_simulators_clock_is_not_in_the_score(results: Path) -> None:
         "norms",
         trace=norms.trace,
         accuracy=norms.accuracy,
-        latency=samples.latency("norms", slower=100.0),
+        latency=samples.latency("norms", ratio=100.0),
     )
     assert score(samples.config(), slow, baseline) == score(samples.config(), norms, baseline)
 
