@@ -23,11 +23,11 @@ def found(tmp_path: Path) -> ConfigurationResults:
 def test_names_and_values(found: ConfigurationResults) -> None:
     values = metrics(found)
     expected = {
-        "latency_measured_simulator/ttft_ms_p50": 19.6,
-        "latency_measured_simulator/tpot_ms_p50": 4.9,
-        "latency_measured_simulator/end_to_end_ms_p50": 98.0,
-        "latency_measured_simulator/ttft_ms_p50_short_prompts": 19.6,
-        "throughput_measured_simulator/output_tokens_per_s": 160.0,
+        "latency_measured_simulator/ttft_ms_p50": 21.56,
+        "latency_measured_simulator/tpot_ms_p50": 5.39,
+        "latency_measured_simulator/end_to_end_ms_p50": 107.8,
+        "latency_measured_simulator/ttft_ms_p50_short_prompts": 21.56,
+        "throughput_measured_simulator/output_tokens_per_s": 160 / 1.1,
         "quality/bfloat16_kl_per_token_context_encoding": 1.2e-5,
         "quality/bfloat16_top1_agreement_token_generation": 0.992,
         "quality/float32_relative_l2_error_token_generation": 3.1e-6,

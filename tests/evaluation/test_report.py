@@ -226,7 +226,7 @@ def test_the_terminals_table(results: Path) -> None:
     print_verdicts(summarise(samples.config(), results), Console(file=screen, width=200))
     text = screen.getvalue()
     assert "\x1b" not in text
-    assert re.search(r"norms\s+│\s+✓ pass\s+│\s+39\.2", text)
+    assert re.search(r"norms\s+│\s+✓ pass\s+│\s+21\.6", text)
     assert re.search(r"rmsnorm\s+│\s+✗ fail", text)
     assert "[sbuf-capacity]" in text, "square brackets are not rich's markup"
     assert "says nothing about Trainium" in text
