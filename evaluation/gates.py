@@ -25,7 +25,7 @@ from evaluation.kernel_watch import (
 from evaluation.records import Gate
 from model.checkpoint import read_config
 from model.configuration import Config, ConfigurationError, KernelConfiguration
-from model.fingerprint import file_sha256, fingerprint
+from model.fingerprint import file_sha256
 from model.ops import GRAPHS, KernelOp, kernel_entries
 from model.records import CheckpointRecord, CompileManifest, Graph
 from model.runtime import LanguageModel, checkpoint_directory
@@ -44,6 +44,8 @@ class Inputs:
     kernels: KernelConfiguration
     manifest: CompileManifest
     checkpoint: CheckpointRecord
+    folder: Path
+    """Where the manifest is, and what it names."""
 
 
 def artefact_gates(config: Config, inputs: Inputs) -> list[Gate]:
@@ -69,11 +71,7 @@ def artefact_gates(config: Config, inputs: Inputs) -> list[Gate]:
         _sources_gate(inputs),
     ]
     if config.device == "simulator":  # a device's manifest has a fingerprint of its own making
-        own = fingerprint(
-            [kernel.model_dump() for kernel in manifest.kernels],
-            [entry.model_dump() for entry in manifest.programs],
-            [manifest.checkpoint_fingerprint, manifest.device, manifest.target, manifest.dtype],
-        )
+        own = manifest.own_fingerprint()
         gates.append(
             _gate(
                 "the manifest is what compile wrote",
@@ -82,6 +80,7 @@ def artefact_gates(config: Config, inputs: Inputs) -> list[Gate]:
                 own == manifest.fingerprint,
             )
         )
+        gates.append(_graphs_gate(inputs))
     gates.append(_weights_gate(inputs.checkpoint))
     return gates
 
@@ -105,6 +104,22 @@ def _sources_gate(inputs: Inputs) -> Gate:
         changed = [f"ops.{op}" for op in sorted(present.keys() | compiled.keys())]
     said = f"changed since: {', '.join(changed)}" if changed else "unchanged"
     return _gate("kernel sources", said, limit, not changed)
+
+
+def _graphs_gate(inputs: Inputs) -> Gate:
+    wrong = []
+    for entry in inputs.manifest.graphs:
+        path = inputs.folder / entry.file
+        if not path.is_file():
+            wrong.append(f"{entry.file} is missing")
+        elif file_sha256(path) != entry.sha256:
+            wrong.append(f"{entry.file} differs")
+    return _gate(
+        "exported graphs",
+        ", ".join(wrong) or "unchanged",
+        "the files beside the manifest that compile wrote",
+        not wrong,
+    )
 
 
 def _weights_gate(checkpoint: CheckpointRecord) -> Gate:
@@ -322,4 +337,10 @@ def read_inputs(
     Raises:
         RecordError: a record is missing, truncated or of another schema version.
     """
-    return Inputs(name, kernels, CompileManifest.read(manifest), CheckpointRecord.read(checkpoint))
+    return Inputs(
+        name,
+        kernels,
+        CompileManifest.read(manifest),
+        CheckpointRecord.read(checkpoint),
+        manifest.parent,
+    )

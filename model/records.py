@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from model.fingerprint import fingerprint
+
 Graph = Literal["context_encoding", "token_generation"]
 Device = Literal["simulator", "neuron"]
 
@@ -162,6 +164,15 @@ class CompileManifest(Record):
     fingerprint: str
     """Of the kernels' programs, the checkpoint and the environment."""
     compile_seconds_measured: float
+
+    def own_fingerprint(self) -> str:
+        """What `fingerprint` must be, from the rest of the manifest (a simulator's)."""
+        return fingerprint(
+            [kernel.model_dump() for kernel in self.kernels],
+            [entry.model_dump() for entry in self.programs],
+            [[g.graph, g.bucket, g.cache_length, g.op_calls] for g in self.graphs],
+            [self.checkpoint_fingerprint, self.device, self.target, self.dtype],
+        )
 
 
 # --- trace ------------------------------------------------------------------------------

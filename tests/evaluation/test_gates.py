@@ -1,0 +1,328 @@
+"""Every gate before the latency is shown to close, by a kernel or a file broken on purpose."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation.gates import model_gates, output_gates, read_inputs, same_work_gates, sentences
+from evaluation.inputs import EvaluationError
+from evaluation.latency import NO_KERNELS, latency
+from evaluation.latency_records import LatencyRecord
+from evaluation.records import Gate
+from kernels.contracts import CONTRACTS
+from model.compile import compile_configuration
+from model.configuration import parse_config, read_kernel_configuration
+from model.download import download
+from model.ops import KernelOp
+from model.records import CheckpointRecord, CompileManifest, RecordError
+from model.runtime import load
+
+ROOT = Path(__file__).parents[2]
+
+KERNEL = '''
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+
+@nki.jit
+def scale_rows(x):
+    """SiLU of rows, times a factor."""
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    for start in range(0, x.shape[0], 128):
+        rows = min(128, x.shape[0] - start)
+        tile = nl.ndarray((rows, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=tile, src=x[start : start + rows, :])
+        result = nl.ndarray((rows, x.shape[1]), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=result, op=nl.silu, data=tile)
+        cast = nl.ndarray((rows, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=cast, data=result, op0=nl.multiply, operand0=FACTOR)
+        nisa.dma_copy(dst=out[start : start + rows, :], src=cast)
+    return out
+'''
+
+
+class Bench:
+    """The tiny model with one kernel, compiled in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = parse_config(
+            {
+                "model": "tiny",
+                "models": {
+                    "tiny": {
+                        "source": str(ROOT / "model/checkpoints/tiny-qwen3-moe"),
+                        "manifest": str(ROOT / "model/checkpoints/tiny-qwen3-moe/manifest.json"),
+                    }
+                },
+                "configurations": ["baseline", "mine"],
+                "buckets": {"context_encoding": [16], "max_length": 24},
+                "generate": {"prompts": str(ROOT / "config/prompts/default.yaml")},
+                "latency": {"prompts": ["short"], "new_tokens": 3, "time_budget_s": 0.2},
+                "accuracy": {"texts": "t", "tasks": "t", "batch_size": 1},
+            }
+        )
+        (root / "config/kernels").mkdir(parents=True)
+        self.write("baseline", "{}")
+        self.checkpoint = root / "checkpoint.json"
+        download(self.config, self.checkpoint)
+
+    def write(self, name: str, ops: str) -> None:
+        text = f"description: a test\nops: {ops}\n"
+        (self.root / f"config/kernels/{name}.yaml").write_text(text)
+
+    def kernel(self, factor: float = 1.0) -> None:
+        """A kernel for silu, `factor` times what it should be."""
+        (self.root / "mine.py").write_text(KERNEL.replace("FACTOR", str(factor)))
+        self.write("mine", '{silu: {kernel: "mine.py:scale_rows"}}')
+
+    def manifest(self, name: str) -> Path:
+        return self.root / f"{name}/manifest.json"
+
+    def compile(self, *names: str) -> None:
+        for name in names or ("baseline", "mine"):
+            compile_configuration(self.config, name, self.checkpoint, self.manifest(name))
+
+    def latency(self, name: str = "mine") -> LatencyRecord:
+        output = self.root / "latency.json"
+        record = latency(
+            self.config,
+            name,
+            self.manifest(name),
+            self.manifest("baseline"),
+            self.checkpoint,
+            output,
+        )
+        assert LatencyRecord.read(output) == record
+        return record
+
+    def model_gates(self, change: Callable[[Any], None] = lambda model: None) -> list[Gate]:
+        """The gates of the model that `change` broke after it was loaded."""
+        kernels = read_kernel_configuration(self.root / "config/kernels/mine.yaml")
+        models = [
+            load(self.checkpoint, each, dtype="bfloat16", config=self.config, batch_size=1)
+            for each in (kernels, NO_KERNELS)
+        ]
+        change(models[0])
+        inputs = read_inputs("mine", kernels, self.manifest("mine"), self.checkpoint)
+        return model_gates(self.config, inputs, *models, [[3, 4, 5, 6]])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A project whose kernel is right and compiled; copied for each test."""
+    made = Bench(tmp_path_factory.mktemp("compiled") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made.root)
+        made.kernel()
+        made.compile()
+    return made
+
+
+@pytest.fixture
+def bench(compiled: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = copy.copy(compiled)
+    made.root = tmp_path / "project"
+    made.checkpoint = made.root / "checkpoint.json"
+    shutil.copytree(compiled.root, made.root)
+    path = made.manifest("mine")  # names the kernel's file, which is outside of the checkout
+    moved = path.read_text().replace(str(compiled.root), str(made.root))
+    manifest = CompileManifest.model_validate_json(moved)
+    manifest.model_copy(update={"fingerprint": manifest.own_fingerprint()}).write(path)
+    monkeypatch.chdir(made.root)
+    return made
+
+
+def failed(gates: list[Gate]) -> list[str]:
+    return [gate.name for gate in gates if not gate.passed]
+
+
+def test_a_right_kernel_is_timed(bench: Bench) -> None:
+    record = bench.latency()
+    assert record.withheld == []
+    assert all(gate.passed for gate in record.gates)
+    assert record.conditions is not None
+    assert record.conditions.device_name.startswith("simulator on CPU")
+    assert record.measured is not None
+    assert record.measured.metrics["end_to_end_ms"].samples == record.conditions.rounds
+    assert [x.metric for x in record.comparisons] == ["end_to_end_ms", "ttft_ms", "tpot_ms"]
+    assert len(record.runs) == 2 * record.conditions.rounds
+    for run in record.runs:
+        assert len(run.timing.itl_ms) == 2
+        assert run.timing.end_to_end_ms == pytest.approx(
+            run.timing.ttft_ms + sum(run.timing.itl_ms)
+        )
+
+
+def test_the_baseline_is_timed_beside_itself(bench: Bench) -> None:
+    record = bench.latency("baseline")
+    assert record.withheld == []
+    assert record.measured_baseline is not None
+
+
+def withheld(record: LatencyRecord, sentence: str) -> None:
+    """The record has no timings at all, and says why."""
+    assert any(sentence in reason for reason in record.withheld), record.withheld
+    assert record.measured is record.measured_baseline is record.conditions is None
+    assert record.comparisons == record.runs == []
+
+
+def test_a_kernel_that_gives_too_much_is_not_timed(bench: Bench) -> None:
+    bench.kernel(factor=3e38)
+    bench.compile("mine")
+    withheld(bench.latency(), "context_encoding: logits that are NaN or infinite")
+
+
+def test_a_kernel_edited_after_it_was_compiled_is_not_timed(bench: Bench) -> None:
+    bench.kernel(factor=0.5)
+    withheld(bench.latency(), "kernel sources: changed since: ")
+
+
+def test_a_manifest_that_compile_did_not_write_is_not_believed(bench: Bench) -> None:
+    manifest = CompileManifest.read(bench.manifest("mine"))
+    programs = [entry.model_copy(update={"macs": 10**9}) for entry in manifest.programs]
+    manifest.model_copy(update={"programs": programs}).write(bench.manifest("mine"))
+    withheld(bench.latency(), "the manifest is what compile wrote: no")
+
+
+def test_a_manifest_of_another_configuration_is_not_believed(bench: Bench) -> None:
+    bench.manifest("mine").write_bytes(bench.manifest("baseline").read_bytes())
+    withheld(bench.latency(), "compiled for this evaluation: for configuration 'baseline'")
+
+
+def test_an_exported_graph_that_changed_is_not_timed(bench: Bench) -> None:
+    manifest = CompileManifest.read(bench.manifest("mine"))
+    (bench.manifest("mine").parent / manifest.graphs[0].file).write_bytes(b"another")
+    (bench.manifest("mine").parent / manifest.graphs[1].file).unlink()
+    said = f"{manifest.graphs[0].file} differs, {manifest.graphs[1].file} is missing"
+    withheld(bench.latency(), said)
+
+
+def test_programs_that_were_not_compiled_are_not_timed(bench: Bench) -> None:
+    manifest = CompileManifest.read(bench.manifest("mine"))
+    few = [entry for entry in manifest.programs if entry.graph == "context_encoding"]
+    changed = manifest.model_copy(update={"programs": few})
+    changed = changed.model_copy(update={"fingerprint": changed.own_fingerprint()})
+    changed.write(bench.manifest("mine"))
+    withheld(bench.latency(), "Programs that were not compiled: 1")
+
+
+def test_weights_that_changed_are_not_timed(bench: Bench) -> None:
+    record = CheckpointRecord.read(bench.checkpoint)
+    files = record.files | {"config.json": "0" * 64, "gone.safetensors": "1" * 64}
+    record.model_copy(update={"files": files}).write(bench.checkpoint)
+    withheld(bench.latency(), "config.json differs, gone.safetensors is missing")
+
+
+def test_a_python_function_is_no_kernel(bench: Bench) -> None:
+    assert failed(bench.model_gates()) == []
+
+    def change(model: Any) -> None:
+        model.model.ops.filled["silu"].kernel = CONTRACTS["silu"].reference
+
+    assert "op silu: scale_rows: an NKI kernel" in failed(bench.model_gates(change))
+
+
+def test_falling_back_to_the_reference_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall_back(self: KernelOp, *arguments: Any) -> Any:
+        self.calls[self.graph] += 1  # what it says of itself is not believed
+        return self.contract.reference(*arguments)
+
+    monkeypatch.setattr(KernelOp, "__call__", fall_back)
+    names = failed(bench.model_gates())
+    assert "op silu: scale_rows: calls of the reference" in names
+    for graph in ("context_encoding", "token_generation"):
+        assert f"{graph}: op silu: scale_rows: calls" in names
+        assert f"{graph}: op silu: the logits follow scale_rows" in names
+
+
+def test_a_kernel_whose_result_is_thrown_away_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reference = KernelOp.__call__, CONTRACTS["silu"].reference
+
+    def discard(self: KernelOp, *arguments: Any) -> Any:
+        run(self, *arguments)
+        return reference(*arguments)
+
+    monkeypatch.setattr(KernelOp, "__call__", discard)
+    assert failed(bench.model_gates()) == [
+        "context_encoding: op silu: the logits follow scale_rows",
+        "token_generation: op silu: the logits follow scale_rows",
+    ]
+
+
+def test_a_kernel_left_out_of_one_graph_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reference = KernelOp.__call__, CONTRACTS["silu"].reference
+
+    def only_prefill(self: KernelOp, *arguments: Any) -> Any:
+        if self.graph == "token_generation":
+            return reference(*arguments)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(KernelOp, "__call__", only_prefill)
+    names = failed(bench.model_gates())
+    assert "token_generation: op silu: scale_rows: calls" in names
+    assert not any(name.startswith("context_encoding") for name in names)
+
+
+def test_outputs_must_be_alive_and_of_the_references_size() -> None:
+    reference = [torch.randn(4, 50, generator=torch.Generator().manual_seed(0))]
+
+    def closed(ours: torch.Tensor) -> list[str]:
+        gates = output_gates("context_encoding", [ours], reference)
+        return [name.removeprefix("context_encoding: ") for name in failed(gates)]
+
+    size = "range of the logits over the reference's"
+    assert closed(reference[0]) == closed(1.9 * reference[0]) == closed(0.6 * reference[0]) == []
+    assert closed(2.1 * reference[0]) == closed(0.4 * reference[0]) == [size]
+    assert closed(torch.zeros(4, 50)) == ["tokens whose logits are all zero", size]
+    one_row = reference[0].clone()
+    one_row[2] = 0
+    assert closed(one_row) == ["tokens whose logits are all zero"]
+    for bad in (float("nan"), float("inf")):
+        broken = reference[0].clone()
+        broken[1, 7] = bad
+        assert closed(broken) == ["logits that are NaN or infinite", size]
+
+
+def test_every_timed_run_must_do_the_same_work() -> None:
+    calls = {"p": {(("k", 8),)}}
+    assert failed(same_work_gates({"p": [[1, 2]]}, calls)) == []
+    [other_tokens] = same_work_gates({"p": [[1, 2], [1, 3]]}, calls)[:1]
+    assert sentences([other_tokens]) == [
+        "timed runs gave the untimed run's tokens: not at p; must be: the same tokens, always"
+    ]
+    fewer = same_work_gates({"p": [[1, 2]]}, {"p": {(("k", 8),), (("k", 0),)}})
+    assert failed(fewer) == ["timed runs called each kernel as often as the untimed run"]
+    assert len(failed(same_work_gates({}, {}))) == 2
+
+
+def test_a_prompt_that_is_not_there_or_does_not_fit_is_said(bench: Bench) -> None:
+    for prompts, said in ((["nowhere"], "it has: short, medium"), (["long"], "must have 2 to 16")):
+        section = bench.config.latency.model_copy(update={"prompts": prompts})
+        bench.config = bench.config.model_copy(update={"latency": section})
+        with pytest.raises(EvaluationError, match=said):
+            bench.latency()
+
+
+def test_a_record_of_another_schema_version_is_refused(bench: Bench) -> None:
+    path = bench.root / "latency.json"
+    bench.latency()
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    with pytest.raises(RecordError, match=r"latency\.json: not a LatencyRecord of schema version"):
+        LatencyRecord.read(path)
+    with pytest.raises(RecordError, match="no such result file"):
+        LatencyRecord.read(bench.root / "nowhere.json")
