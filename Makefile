@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 CORES ?= 1
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -21,8 +22,8 @@ $(INSTALLED): envs/cpu/requirements.txt envs/cpu/torch.txt envs/cpu/install.sh
 evaluate: $(INSTALLED) ## run every configuration, log to MLflow, write results/report.html
 	$(BIN)/snakemake --cores $(CORES) evaluate_all
 
-test: $(INSTALLED) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(INSTALLED) ## run the tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED) ## check style, types and the workflow
 	$(BIN)/ruff check .
