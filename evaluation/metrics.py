@@ -10,6 +10,8 @@ about and, where a clock or a device did it, which one:
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
 - `trace_counted/`, `nki_calls_counted/`: counted in the graphs and during the runs
 - `quality/`: the configuration's outputs compared with a reference or with right answers
+- `quality_rounding/`, `quality_matching/`: bf16 against HF's own bf16 error, and logit matching
+- `quality_error_budget/`: how far each kernel alone moves the logits
 
 MLflow sorts its chart sections by name, so that latency comes first.
 
@@ -24,7 +26,7 @@ from collections import defaultdict
 from statistics import median
 
 from evaluation.latency_metrics import latency_metrics
-from evaluation.records import AccuracyRecord, LogitComparison
+from evaluation.records import AccuracyRecord, ErrorMapRecord, LogitComparison, LogitMatch
 from evaluation.results import ConfigurationResults
 from kernels import KERNELS
 from model.records import CompileManifest, GenerationRecord, PromptResult, RunTiming, TraceSummary
@@ -50,6 +52,9 @@ def metrics(results: ConfigurationResults) -> dict[str, float]:
         found |= latency_metrics(results.latency)
     if results.accuracy is not None:
         found |= _accuracy_metrics(results.accuracy)
+        found |= _agreement_metrics(results.accuracy)
+    if results.error_map is not None:
+        found |= _error_budget_metrics(results.error_map)
     if results.generation is not None or results.accuracy is not None:
         # 0 for a kernel that is not used: a comparison of runs would show NaN.
         for kernel, calls in (dict.fromkeys(KERNELS, 0) | kernel_calls(results)).items():
@@ -103,7 +108,7 @@ def token_latencies(generation: GenerationRecord) -> list[float]:
     return [median(by_position[position]) for position in sorted(by_position)]
 
 
-def comparison_slug(comparison: LogitComparison) -> str:
+def comparison_slug(comparison: LogitComparison | LogitMatch) -> str:
     """`bfloat16` for `bfloat16 vs HF bfloat16`, else the words joined."""
     ours, _, theirs = comparison.comparison.partition(" vs ")
     if theirs.split()[-1:] == [ours]:
@@ -228,4 +233,33 @@ def _accuracy_metrics(accuracy: AccuracyRecord) -> dict[str, float]:
         for metric, value in task.metrics.items():
             found[f"quality/task_{slug(task.task)}_{slug(metric)}"] = value
     found["quality/gates_failed"] = sum(not gate.passed for gate in accuracy.gates)
+    return found
+
+
+def _agreement_metrics(accuracy: AccuracyRecord) -> dict[str, float]:
+    """Rounding: ratios to HF's bf16 error. Matching: relative errors, counts, logits."""
+    found: dict[str, float] = {}
+    for rounding in accuracy.rounding:
+        for measure in ("error_median_ratio", "kl_median_ratio", "kl_p90_ratio", "further_share"):
+            name = f"quality_rounding/bfloat16_{measure}_{rounding.graph}"
+            found[name] = getattr(rounding, measure)
+    for match in accuracy.matches:
+        section = f"quality_matching/{comparison_slug(match)}"
+        for top in match.top_k:
+            found[f"{section}_relative_error_top_{top.k or 'all'}"] = top.relative_error
+        found |= {
+            f"{section}_divergences": match.divergences,
+            f"{section}_max_divergence_difference": match.max_divergence_difference,
+            f"{section}_passed": match.passed,
+        }
+    return found
+
+
+def _error_budget_metrics(error_map: ErrorMapRecord) -> dict[str, float]:
+    """Of one kernel alone (`all`: together) against none: relative L2, KL in nats per token."""
+    found: dict[str, float] = {}
+    for row in error_map.budget:
+        section = f"quality_error_budget/{slug(row.dtype)}_{slug(row.op)}"
+        found[f"{section}_relative_l2_error_{row.graph}"] = row.relative_l2_error
+        found[f"{section}_kl_per_token_median_{row.graph}"] = row.kl_per_token_median
     return found

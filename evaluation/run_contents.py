@@ -108,7 +108,7 @@ def dataset_of(metric: str, inputs: list[DatasetInput]) -> tuple[str, str] | Non
     generation, logits, tasks = (entry.dataset for entry in inputs)
     if metric.startswith("quality/task_"):
         chosen = tasks
-    elif metric.startswith("quality/"):
+    elif metric.startswith(("quality/", "quality_rounding/", "quality_matching/")):
         chosen = generation if metric == "quality/prompts_correct_share" else logits
     elif metric.startswith(("latency_measured", "throughput_measured")):
         chosen = generation

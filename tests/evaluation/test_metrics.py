@@ -44,6 +44,28 @@ def test_names_and_values(found: ConfigurationResults) -> None:
     assert {name: values.get(name) for name in expected} == pytest.approx(expected)
 
 
+def test_matching_rounding_and_error_budget_have_sections(found: ConfigurationResults) -> None:
+    assert found.accuracy is not None
+    assert found.error_map is not None
+    values = metrics(found)
+    for rounding in found.accuracy.rounding:
+        name = f"quality_rounding/bfloat16_kl_p90_ratio_{rounding.graph}"
+        assert values[name] == rounding.kl_p90_ratio
+    for match in found.accuracy.matches:
+        section = f"quality_matching/{match.comparison.split()[0]}"
+        assert values[f"{section}_divergences"] == match.divergences
+        assert values[f"{section}_passed"] == match.passed
+        for top in match.top_k:
+            error = values[f"{section}_relative_error_top_{top.k or 'all'}"]
+            assert error == top.relative_error
+    assert {values[f"quality_matching/{x}_passed"] for x in ("float32", "bfloat16")} == {0, 1}
+    budget = {name for name in values if name.startswith("quality_error_budget/")}
+    assert len(budget) == 2 * len(found.error_map.budget) > 0
+    for row in found.error_map.budget:
+        name = f"quality_error_budget/{row.dtype}_{row.op}_relative_l2_error_{row.graph}"
+        assert values[name] == row.relative_l2_error
+
+
 def test_mlflow_allows_every_name(found: ConfigurationResults) -> None:
     for name in metrics(found):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII), name
