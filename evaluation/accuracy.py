@@ -40,6 +40,7 @@ from evaluation.reference import (
     read_reference,
     reference_tokens,
 )
+from evaluation.request_cache import RequestCache, sources
 from evaluation.tasks import LoadedTask, load_standard_tasks, load_tasks
 from evaluation.verdict import (
     TASKS_RUN,
@@ -59,6 +60,7 @@ from model.configuration import (
     read_kernel_configuration,
 )
 from model.fingerprint import fingerprint
+from model.ops import kernel_entries
 from model.records import CheckpointRecord, CompileManifest, Graph, write_json
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def accuracy(
     reference: Path,
     output: Path,
     error_map: Path | None = None,
+    cache: Path | None = None,
 ) -> AccuracyRecord:
     """Measure a kernel configuration's accuracy, judge it, and write the record.
 
@@ -98,6 +101,7 @@ def accuracy(
         reference: HF's logits (`evaluation.reference.reference`).
         output: The record to write.
         error_map: The record of the error budget and the cut points to write, if any.
+        cache: The folder of answers to lm-eval's requests that earlier runs gave; None for none.
 
     Raises:
         EvaluationError: inputs are wrong or do not belong together.
@@ -105,7 +109,7 @@ def accuracy(
     inputs = read_inputs(config, name, manifest, checkpoint, reference)
     tasks = load_tasks(Path(config.accuracy.tasks))
     tasks += load_standard_tasks(config.accuracy.standard_tasks, [task.name for task in tasks])
-    measured = measure(config, inputs, tasks)
+    measured = measure(config, inputs, tasks, cache)
     tolerances = config.accuracy.tolerances
     gates = check_gates(measured, inputs.kernels, tolerances, [task.name for task in tasks])
     verdict, reasons = judge(gates)
@@ -187,7 +191,9 @@ def read_inputs(
     return inputs
 
 
-def measure(config: Config, inputs: Inputs, tasks: Sequence[LoadedTask]) -> Measurements:
+def measure(
+    config: Config, inputs: Inputs, tasks: Sequence[LoadedTask], cache: Path | None = None
+) -> Measurements:
     """Run the models and compare."""
     logits: list[LogitComparison] = []
     rounding: list[RoundingComparison] = []
@@ -205,8 +211,9 @@ def measure(config: Config, inputs: Inputs, tasks: Sequence[LoadedTask]) -> Meas
         calls[dtype] = _copy_calls(model.kernel_calls())
         del model
     model = load_model(config, inputs, config.dtype, check_ops=False)
-    results, error = _run_tasks(config, model, tasks)
-    calls[TASKS_RUN] = _copy_calls(model.kernel_calls())
+    answers = RequestCache(cache, answers_key(config, inputs))
+    results, error = _run_tasks(config, model, tasks, answers)
+    calls[TASKS_RUN] = _sum_calls([model.kernel_calls(), answers.kernel_calls()])
     return Measurements(config.dtype, logits, ops, calls, results, error, rounding, matches)
 
 
@@ -218,6 +225,19 @@ def load_model(config: Config, inputs: Inputs, dtype: str, check_ops: bool) -> L
     )
     log.info("loaded the model in %s in %.1f s", dtype, time.perf_counter() - start)
     return model
+
+
+def answers_key(config: Config, inputs: Inputs) -> str:
+    """What an answer of the model depends on, beside the request."""
+    return fingerprint(
+        inputs.manifest.fingerprint,
+        inputs.checkpoint.fingerprint,
+        inputs.kernels,
+        [entry.model_dump(mode="json") for entry in kernel_entries(inputs.kernels)],
+        config.buckets,
+        [config.device, config.target, config.dtype, config.accuracy.batch_size],
+        sources(),
+    )
 
 
 def decode_prefix(tokens: Sequence[Sequence[int]]) -> int:
@@ -312,12 +332,12 @@ def without_infinities(value: Any) -> Any:
 
 
 def _run_tasks(
-    config: Config, model: LanguageModel, tasks: Sequence[LoadedTask]
+    config: Config, model: LanguageModel, tasks: Sequence[LoadedTask], cache: RequestCache
 ) -> tuple[list[TaskResult], str | None]:
     """The tasks' results, or why there are none."""
     settings, largest = config.accuracy, config.buckets.context_encoding[-1]
     try:
-        results = run_tasks(model, tasks, settings.documents, largest, settings.batch_size)
+        results = run_tasks(model, tasks, settings.documents, largest, settings.batch_size, cache)
     except EvaluationError as error:  # e.g. NaN logits: a failed gate, not a failed stage
         log.warning("the tasks failed: %s", error)
         return [], str(error)

@@ -10,15 +10,6 @@ import torch
 from model.records import Graph
 
 
-class Generated(Protocol):
-    """One generated continuation."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The new tokens, without the prompt; with or without the stop token."""
-        ...
-
-
 class KernelCheck(Protocol):
     """A kernel against its op's PyTorch reference, over all its calls so far."""
 
@@ -57,10 +48,10 @@ class LanguageModel(Protocol):
         """Token generation after `prefix` tokens: per sequence, fp32 `[len - prefix, vocab]`."""
         ...
 
-    def generate(
+    def generate_batch(
         self, prompts: list[list[int]], max_new_tokens: int, stop_token_ids: list[int]
-    ) -> Sequence[Generated]:
-        """Greedy continuations."""
+    ) -> Sequence[Sequence[int]]:
+        """Greedy continuations: the new tokens, with or without the stop token."""
         ...
 
     def kernel_calls(self) -> Mapping[str, Mapping[Graph, int]]:

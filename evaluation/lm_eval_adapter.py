@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -30,12 +30,21 @@ from evaluation.inputs import EvaluationError
 from evaluation.interface import LanguageModel
 from model.progress import progress
 from evaluation.records import TaskResult
+from evaluation.request_cache import Calls, RequestCache, Score, Tokens, difference, request_key
 from evaluation.tasks import LoadedTask
 
 log = logging.getLogger(__name__)
 
 TokenRequest = tuple[Any, list[int], list[int]]
 """Request (for lm-eval's cache), context tokens, continuation tokens."""
+
+ScoreKey = tuple[Tokens, Tokens]
+"""The model's input, and the continuation."""
+
+GenerateKey = tuple[Tokens, int, Tokens]
+"""Prompt, how many new tokens, stop tokens."""
+
+Key = TypeVar("Key")
 
 BOOTSTRAPS = 1000
 """Resamplings behind the standard errors that have no formula, such as a median's."""
@@ -44,13 +53,20 @@ BOOTSTRAPS = 1000
 class NkiLM(TemplateLM):  # type: ignore[misc]
     """lm-eval's view of a `LanguageModel`."""
 
-    def __init__(self, model: LanguageModel, max_context: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        max_context: int,
+        batch_size: int,
+        cache: RequestCache | None = None,
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: The model.
             max_context: Largest context-encoding bucket, in tokens.
             batch_size: Sequences given to the model at once.
+            cache: Answers of earlier runs, and where new ones go.
 
         Raises:
             EvaluationError: the tokenizer has neither a BOS nor an EOS token.
@@ -60,7 +76,13 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer = model.tokenizer
         self.max_context = max_context
         self.batch_size = batch_size
-        self._scores: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
+        self.cache = cache or RequestCache(None, "")
+        self.asked: set[ScoreKey | GenerateKey] = set()
+        """The distinct requests so far; `run_tasks` empties it for each task."""
+        self.cached: set[ScoreKey | GenerateKey] = set()
+        """The requests that an earlier run had answered."""
+        self._scores: dict[ScoreKey, Score] = {}
+        self._generated: dict[GenerateKey, Tokens] = {}
         self._stops: dict[tuple[str, ...], list[int]] = {}
         if self.tokenizer.eos_token_id is None:
             raise EvaluationError("the tokenizer has no end-of-text token (eos_token)")
@@ -97,24 +119,39 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
             EvaluationError: a continuation is empty or too long, or logits are not finite.
         """
         keys = [self._key(context, continuation) for _, context, continuation in requests]
-        by_input: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for inputs, continuation in dict.fromkeys(keys):
-            if (inputs, continuation) not in self._scores:
-                by_input.setdefault(inputs, []).append(continuation)
+        self.asked.update(keys)
+        by_input: dict[Tokens, list[Tokens]] = {}
+        for key in dict.fromkeys(keys):
+            if key not in self._scores and not self._recall_score(key):
+                by_input.setdefault(key[0], []).append(key[1])
         pending = sorted(by_input, key=lambda inputs: (len(inputs), inputs))
-        for start in progress(range(0, len(pending), self.batch_size), "batches of choices"):
-            batch = pending[start : start + self.batch_size]
+        for batch in progress(_batches(pending, self.batch_size), "batches of choices"):
+            before = self._calls()
+            found: dict[ScoreKey, Score] = {}
             for inputs, logits in zip(batch, self._logits(batch), strict=True):
                 for continuation in by_input[inputs]:
-                    self._scores[inputs, continuation] = _score(logits, continuation)
+                    found[inputs, continuation] = _score(logits, continuation)
+            self._scores |= found
+            kept = {request_key("score", *key): score for key, score in found.items()}
+            self.cache.keep(kept, {}, difference(self.model.kernel_calls(), before))
         for (request, _, _), key in zip(requests, keys, strict=True):
             if request is not None:
                 self.cache_hook.add_partial("loglikelihood", request, self._scores[key])
         return [self._scores[key] for key in keys]
 
-    def _key(
-        self, context: list[int], continuation: list[int]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _recall_score(self, key: ScoreKey) -> bool:
+        """Take a score from the cache, if it is there."""
+        score = self.cache.score(request_key("score", *key))
+        if score is None:
+            return False
+        self._scores[key] = score
+        self.cached.add(key)
+        return True
+
+    def _calls(self) -> Calls:
+        return {kernel: dict(calls) for kernel, calls in self.model.kernel_calls().items()}
+
+    def _key(self, context: list[int], continuation: list[int]) -> ScoreKey:
         """The model's input (all but the last token, cut from the left) and the continuation."""
         context = context or [self.prefix_token_id]
         if not 0 < len(continuation) <= self.max_context:
@@ -125,7 +162,7 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
         whole = (context + continuation)[-(self.max_context + 1) :]
         return tuple(whole[:-1]), tuple(continuation)
 
-    def _logits(self, batch: list[tuple[int, ...]]) -> list[torch.Tensor]:
+    def _logits(self, batch: Sequence[Tokens]) -> list[torch.Tensor]:
         result = list(self.model.logits([list(inputs) for inputs in batch]))
         for inputs, logits in zip(batch, result, strict=True):
             if logits.shape[0] != len(inputs) or not torch.isfinite(logits).all():
@@ -184,13 +221,33 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
                 self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
                 for i in indices
             ]
-            stops = self._stop_tokens(until)
-            for start in progress(range(0, len(prompts), self.batch_size), "batches of answers"):
-                part = slice(start, start + self.batch_size)
-                outputs = self.model.generate(prompts[part], new_tokens, stops)
-                for index, output in zip(indices[part], outputs, strict=True):
-                    texts[index] = self._text(list(output.tokens), until)
+            answers = self._generate(prompts, new_tokens, self._stop_tokens(until))
+            for index, tokens in zip(indices, answers, strict=True):
+                texts[index] = self._text(list(tokens), until)
         return [text if text is not None else "" for text in texts]
+
+    def _generate(
+        self, prompts: Sequence[list[int]], new_tokens: int, stops: list[int]
+    ) -> list[Tokens]:
+        """The new tokens of each prompt; those alike in length share a batch, and its bucket."""
+        keys: list[GenerateKey] = [(tuple(x), new_tokens, tuple(stops)) for x in prompts]
+        self.asked.update(keys)
+        for key in set(keys) - self._generated.keys():
+            tokens = self.cache.tokens(request_key("generate", *key))
+            if tokens is not None:
+                self._generated[key] = tokens
+                self.cached.add(key)
+        pending = sorted(set(keys) - self._generated.keys(), key=lambda key: (len(key[0]), key))
+        for batch in progress(_batches(pending, self.batch_size), "batches of answers"):
+            before = self._calls()
+            outputs = self.model.generate_batch([list(key[0]) for key in batch], new_tokens, stops)
+            found = {
+                key: tuple(map(int, output)) for key, output in zip(batch, outputs, strict=True)
+            }
+            self._generated |= found
+            kept = {request_key("generate", *key): tokens for key, tokens in found.items()}
+            self.cache.keep({}, kept, difference(self.model.kernel_calls(), before))
+        return [self._generated[key] for key in keys]
 
     def _stop_tokens(self, until: tuple[str, ...]) -> list[int]:
         """Tokens after which the text is sure to hold a stop string, and the end of text."""
@@ -210,7 +267,16 @@ class NkiLM(TemplateLM):  # type: ignore[misc]
         return str(postprocess_generated_text(text, list(until), None))
 
 
-def _score(logits: torch.Tensor, continuation: tuple[int, ...]) -> tuple[float, bool]:
+def _batches(pending: Sequence[Key], size: int) -> list[Sequence[Key]]:
+    """Batches of requests in order of length. The one that is not full comes first, among the
+    short ones: its empty rows are computed too, and are cheapest in the smallest bucket.
+    """
+    first = len(pending) % size
+    starts = range(first, len(pending), size)
+    return [pending[:first]] * bool(first) + [pending[at : at + size] for at in starts]
+
+
+def _score(logits: torch.Tensor, continuation: Tokens) -> Score:
     """The continuation's log-likelihood in nats from `[tokens, vocab]`, and if it is greedy."""
     rows = logits[-len(continuation) :].float()
     targets = torch.tensor(continuation)
@@ -224,6 +290,7 @@ def run_tasks(
     documents: int,
     max_context: int,
     batch_size: int,
+    cache: RequestCache | None = None,
 ) -> list[TaskResult]:
     """Run tasks (of `load_tasks`) on their first `documents` documents.
 
@@ -233,17 +300,19 @@ def run_tasks(
         documents: How many documents of each.
         max_context: Largest context-encoding bucket, in tokens.
         batch_size: Sequences given to the model at once.
+        cache: Answers of earlier runs; its `kernel_calls` belong to those of the model then.
 
     Raises:
         EvaluationError: the model's outputs are not finite, or a task asks for what is not
             supported.
     """
-    lm = NkiLM(model, max_context=max_context, batch_size=batch_size)
+    lm = NkiLM(model, max_context=max_context, batch_size=batch_size, cache=cache)
     return [_run_task(lm, loaded, documents) for loaded in tasks]
 
 
 def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
     start = time.perf_counter()
+    lm.asked.clear()
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would start a pool to resample 50 numbers
     loaded.task.set_fewshot_seed(seed=1234)  # lm-eval's default
     try:
@@ -260,11 +329,13 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
     count = int(results["n-samples"][loaded.name]["effective"])
     metrics = _metrics(results["results"][loaded.name])
     log.info(
-        "task %s: %s on %d documents in %.1f s",
+        "task %s: %s on %d documents in %.1f s, %d of %d requests from an earlier run",
         loaded.name,
         ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
         count,
         time.perf_counter() - start,
+        len(lm.asked & lm.cached),
+        len(lm.asked),
     )
     return TaskResult(
         task=loaded.name,
@@ -272,6 +343,8 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
         metrics=metrics,
         chance=loaded.chance,
         source=loaded.source,
+        requests=len(lm.asked),
+        requests_cached=len(lm.asked & lm.cached),
     )
 
 

@@ -161,6 +161,12 @@ class NeuronLanguageModel:
         stop = set(stop_token_ids)
         return [self._generate(list(p), max_new_tokens, stop, sampling) for p in prompts]
 
+    def generate_batch(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, stop_token_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """The tokens of `generate`; one at a time, as the generation graphs are built."""
+        return [run.tokens for run in self.generate(prompts, max_new_tokens, stop_token_ids)]
+
     def _generate(
         self, prompt: list[int], new: int, stop: set[int], sampling: Sampling | None
     ) -> Generation:

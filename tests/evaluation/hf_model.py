@@ -163,9 +163,9 @@ class HfModel:
         return result
 
     @torch.inference_mode()
-    def generate(
+    def generate_batch(
         self, prompts: list[list[int]], max_new_tokens: int, stop_token_ids: list[int]
-    ) -> list[SimpleNamespace]:
+    ) -> list[list[int]]:
         self._count("token_generation")
         results = []
         for prompt in prompts:
@@ -174,7 +174,7 @@ class HfModel:
                 tokens.append(int(self.hf(torch.tensor([tokens])).logits[0, -1].argmax()))
                 if tokens[-1] in stop_token_ids:
                     break
-            results.append(SimpleNamespace(tokens=tokens[len(prompt) :]))
+            results.append(tokens[len(prompt) :])
         return results
 
     def kernel_calls(self) -> dict[str, dict[str, int]]:

@@ -21,7 +21,15 @@ from evaluation.inputs import EvaluationError
 from evaluation.records import AccuracyRecord, ErrorMapRecord
 from evaluation.reference import read_reference, reference
 from kernels.contracts import CONTRACTS
-from model.configuration import Accuracy, Buckets, Config, Generate, ModelSource
+from model.configuration import (
+    Accuracy,
+    Buckets,
+    Config,
+    Generate,
+    ModelSource,
+    kernel_configuration_path,
+    read_kernel_configuration,
+)
 from model.records import CheckpointRecord, CompileManifest
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +79,7 @@ def run(
     """Run the stage on a fake runtime; keywords go to `HfModel`."""
     monkeypatch.chdir(ROOT)
 
-    def run(name: str, **broken: Any) -> AccuracyRecord:
+    def run(name: str, cache: Path | None = None, **broken: Any) -> AccuracyRecord:
         def load(config: Config, inputs: Any, dtype: str, check_ops: bool) -> hf_model.HfModel:
             kernels = {op: filled.kernel for op, filled in inputs.kernels.ops.items()}
             return hf_model.HfModel(inputs.checkpoint, kernels, dtype, **broken)
@@ -85,6 +93,7 @@ def run(
             stage.checkpoint,
             stage.folder / "logits.safetensors",
             output,
+            cache=cache,
         )
         assert AccuracyRecord.read(output) == record or not all(x.finite for x in record.logits)
         return record
@@ -114,6 +123,54 @@ def test_baseline_passes(run: Callable[..., AccuracyRecord]) -> None:
         "generation": 5,
     }
     assert {x.task: x.chance for x in record.tasks}["choice"] == 0.25
+
+
+def test_a_cached_run_is_judged_by_the_calls_that_were_made(
+    run: Callable[..., AccuracyRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (run("rmsnorm", cache=tmp_path / "cache") for _ in range(2))
+    assert [task.requests_cached for task in first.tasks] == [0, 0, 0]
+    assert [task.requests_cached for task in second.tasks] == [x.requests for x in first.tasks]
+    assert [task.metrics for task in second.tasks] == [task.metrics for task in first.tasks]
+    assert (second.verdict, second.gates) == ("pass", first.gates)
+    assert second.kernel_calls == first.kernel_calls
+
+    # Kept by a run in which the tasks never called the kernel: no later run passes by it.
+    monkeypatch.setattr(hf_model.HfModel, "_count", lambda *_: None)
+    for _ in range(2):
+        record = run("rmsnorm", cache=tmp_path / "another")
+        gate = "context_encoding: calls of nki_rmsnorm_kernel (tasks): not measured"
+        assert any(reason.startswith(gate) for reason in record.reasons)
+    assert record.tasks[0].requests_cached == record.tasks[0].requests > 0
+
+
+@pytest.mark.parametrize("change", ["kernels", "dtype", "batch", "manifest", "buckets"])
+def test_what_an_answer_depends_on_is_in_its_key(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    paths = (stage.checkpoint, stage.folder / "logits.safetensors")
+    inputs = evaluation.accuracy.read_inputs(
+        stage.config, "rmsnorm", stage.folder / "rmsnorm.json", *paths
+    )
+    config, other = stage.config, inputs
+    if change == "kernels":
+        norms = read_kernel_configuration(kernel_configuration_path("norms"))
+        other = replace(inputs, kernels=norms)
+    elif change == "manifest":
+        manifest = inputs.manifest.model_copy(update={"fingerprint": "another"})
+        other = replace(inputs, manifest=manifest)
+    elif change == "dtype":
+        config = config.model_copy(update={"dtype": "float32"})
+    elif change == "buckets":
+        buckets = Buckets(context_encoding=[32], max_length=48)
+        config = config.model_copy(update={"buckets": buckets})
+    else:
+        settings = config.accuracy.model_copy(update={"batch_size": 2})
+        config = config.model_copy(update={"accuracy": settings})
+    key = evaluation.accuracy.answers_key
+    assert key(stage.config, inputs) == key(stage.config, replace(inputs))
+    assert key(config, other) != key(stage.config, inputs)
 
 
 def test_a_configuration_with_a_right_kernel_passes(run: Callable[..., AccuracyRecord]) -> None:

@@ -91,9 +91,9 @@ def test_loglikelihood_is_hflms(ours: NkiLM, hflm: Any) -> None:
 
 def test_a_greedy_continuation_is_said_to_be_greedy(ours: NkiLM, model: hf_model.HfModel) -> None:
     prompt = ours.tok_encode("the cat sees")
-    (output,) = model.generate([prompt], 3, [])
-    greedy = ours._loglikelihood_tokens([(None, prompt, output.tokens)])
-    other = ours._loglikelihood_tokens([(None, prompt, [*output.tokens[:2], 3])])
+    (output,) = model.generate_batch([prompt], 3, [])
+    greedy = ours._loglikelihood_tokens([(None, prompt, output)])
+    other = ours._loglikelihood_tokens([(None, prompt, [*output[:2], 3])])
     assert (greedy[0][1], other[0][1]) == (True, False)
 
 

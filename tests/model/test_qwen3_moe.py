@@ -121,6 +121,22 @@ def test_generation_ends_at_a_stop_token_and_at_the_cache(
     assert stopped == free[: free.index(free[2]) + 1]
 
 
+@pytest.mark.parametrize("kernels", [BASELINE, ALL], ids=["baseline", "all"])
+def test_a_batch_generates_what_each_prompt_does_alone(
+    record: CheckpointRecord, config: Config, kernels: KernelConfiguration
+) -> None:
+    model = loaded(record, config, kernels)
+    prompts = [*sequences(), [3]]  # of 7, 16, 5, 9 and 1 tokens; the cache ends the second
+    free = [run.tokens for run in model.generate(prompts, 12, [])]
+    assert model.generate_batch(prompts, 12, []) == free
+    assert {len(tokens) for tokens in free} == {9, 12}
+    assert len({tuple(tokens) for tokens in free}) == len(prompts)
+    stop = [free[0][2], free[3][0]]
+    stopped = [run.tokens for run in model.generate(prompts, 12, stop)]
+    assert len({len(tokens) for tokens in stopped}) > 2
+    assert model.generate_batch(prompts, 12, stop) == stopped
+
+
 def test_sampling_is_seeded_and_differs_from_greedy(
     record: CheckpointRecord, config: Config
 ) -> None:

@@ -74,7 +74,7 @@ def reference(config, checkpoint, output):
     run("reference", "model", output)
 """,
     "evaluation/accuracy.py": """
-def accuracy(config, name, manifest, checkpoint, reference, output, error_map):
+def accuracy(config, name, manifest, checkpoint, reference, output, error_map, cache):
     run("accuracy", name, output, error_map)
 """,
     "evaluation/tracking.py": """

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow.stage import job
+from workflow.stage import RESULTS, job
 
 if TYPE_CHECKING:  # Snakemake defines it
     from snakemake.script import snakemake
@@ -20,4 +20,5 @@ with job("accuracy", snakemake.config, snakemake.log[0], name) as config:
         reference=Path(snakemake.input.reference),
         output=Path(snakemake.output.accuracy),
         error_map=Path(snakemake.output.error_map),
+        cache=RESULTS / "cache" / "lm_eval",
     )
