@@ -19,7 +19,7 @@ from benchmarks.synthetic_latency import (
     Noise,
     truths,
 )
-from evaluation.estimates import Estimate
+from evaluation.estimates import COMPARED, Estimate
 from evaluation.interleave import Session, interleave
 from evaluation.latency import compare
 from evaluation.statistics import estimate_mean, estimate_percentile
@@ -33,15 +33,16 @@ class Figures:
     """What the trials of one machine found."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
-        "coverage: ratio", "mean", "median", "false faster", "false slower", "no difference",
-        "power 3 %", "rounds", "stopped by error", "half interval of ratio",
+        "coverage: end-to-end ratio", "TTFT ratio", "TPOT ratio", "mean", "median",
+        "false faster", "false slower", "no difference", "power 3 %", "rounds",
+        "stopped by error", "half interval of ratio",
     )  # fmt: skip
 
     machine: str
     counted: bool
     """Whether the headline figures hold it: not where the mean is beyond one session."""
     coverage: dict[str, list[bool]] = field(
-        default_factory=lambda: {"ratio": [], "mean": [], "p50": []}
+        default_factory=lambda: {kind: [] for kind in (*COMPARED, "mean", "p50")}
     )
     verdicts: list[str] = field(default_factory=list)
     found: list[bool] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Figures:
             "machine": self.machine,
             "trials": len(self.verdicts),
             "counted": self.counted,
-            **{f"coverage_{k}": sum(v) / len(v) for k, v in self.coverage.items()},
+            **{f"coverage_{k}": round(sum(v) / len(v), 4) for k, v in self.coverage.items()},
             "false_faster": self.false_faster,
             "false_slower": self.verdicts.count("slower") / len(self.verdicts),
             "no_difference": self.verdicts.count("no difference") / len(self.verdicts),
@@ -101,9 +102,11 @@ def _machine(noise: Noise, counted: bool, trials: int, console: Console) -> Figu
     figures, truth = Figures(noise.name, counted), truths(noise)
     for trial in track(range(trials), description=noise.name, console=console):
         equal, settings = session(noise, trial, 1.0)
-        first = compare(equal, settings.smallest_difference, settings.seed)[0]
+        comparisons = compare(equal, settings.smallest_difference, settings.seed)
+        first = comparisons[0]
         sample = equal.sample("baseline", "end_to_end_ms")
-        _cover(figures, "ratio", first.ratio, 1.0)
+        for comparison in comparisons:
+            _cover(figures, comparison.metric, comparison.ratio, 1.0)
         _cover(figures, "mean", estimate_mean(sample, trial), truth["mean"])
         _cover(figures, "p50", estimate_percentile(sample, 50, trial), truth["p50"])
         figures.verdicts.append(first.verdict)
