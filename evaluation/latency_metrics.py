@@ -13,7 +13,7 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 def latency_metrics(record: LatencyRecord) -> dict[str, float]:
     """What was measured on the record's device; empty if the timings were withheld.
 
-    `comparison_measured_DEVICE/` has the ratios to the baseline beside it, below 1 is faster.
+    `latency_ratio_measured_DEVICE/` has the ratios to the baseline beside it, below 1 is faster.
     """
     section = f"latency_measured_{record.device}"
     found: dict[str, float] = {
@@ -34,7 +34,7 @@ def latency_metrics(record: LatencyRecord) -> dict[str, float]:
     _put(found, throughput, record.measured.output_tokens_per_s)
     for comparison in record.comparisons:
         name = comparison.metric.removesuffix("_ms")
-        _put(found, f"comparison_measured_{record.device}/{name}_ratio", comparison.ratio)
+        _put(found, f"latency_ratio_measured_{record.device}/{name}_ratio", comparison.ratio)
     return found
 
 

@@ -4,7 +4,7 @@ A name is `SECTION/WHAT_UNIT`. The section (a chart section in MLflow) says how 
 about and, where a clock or a device did it, which one:
 
 - `latency_measured_DEVICE/`, `throughput_measured_DEVICE/`: wall clock on DEVICE
-- `comparison_measured_DEVICE/`: the same over the baseline's beside it; below 1 is faster
+- `latency_ratio_measured_DEVICE/`: the same over the baseline's beside it; below 1 is faster
 - `stages_measured_host/`: wall clock of the pipeline's stages, always on the host's CPU
 - `latency_predicted_TARGET/`: the timing model's, for TARGET, which no clock has seen
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
