@@ -75,6 +75,8 @@ def _beside_baseline(
     if champion.baseline != candidate.baseline:
         missing = f"beside {candidate.baseline}, the champion beside {champion.baseline}"
         return Change(name, before, after, math.nan, None, None, missing)
+    if champion == candidate:  # the champion's own record, which nothing was measured after
+        return Change(name, before, after, 1.0, 1.0, 1.0)
     ratio = new.ratio.value / old.ratio.value
     was, now = _log_width(old.ratio), _log_width(new.ratio)
     if was is None or now is None:
