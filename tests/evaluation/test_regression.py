@@ -123,6 +123,27 @@ def test_a_slowdown_within_the_noise_or_the_threshold_passes() -> None:
     assert check(timed(0.9), champion(results=timed(1.1))).verdict == "pass"
 
 
+def short(ratio: float) -> ConfigurationResults:
+    """Results whose latency stage had too few runs for intervals."""
+    found = results(ratio)
+    assert found.latency is not None
+    comparisons = [
+        x.model_copy(update={"ratio": x.ratio.model_copy(update={"low": None, "high": None})})
+        for x in found.latency.comparisons
+    ]
+    return replace(found, latency=found.latency.model_copy(update={"comparisons": comparisons}))
+
+
+def test_too_few_runs_for_an_interval_fail_unless_the_record_is_the_champions_own() -> None:
+    champions = champion(results=short(1.0))
+    own = check(short(1.0), champions)
+    assert [row.outcome for row in rows(own, "measured")] == ["equal"] * 3
+    assert own.verdict == "pass"
+    anew = check(short(1.001), champions)
+    assert anew.verdict == "fail"
+    assert [row.outcome for row in rows(anew, "measured")] == ["not comparable"] * 3
+
+
 def test_withheld_timings_fail_and_say_why() -> None:
     found = timed(1.1)
     assert found.latency is not None
