@@ -22,6 +22,7 @@ from model.checkpoint import LayerWeights, ModelConfig, Weights, empty_weights
 from model.custom_ops import GraphError, exportable
 from model.fingerprint import file_sha256
 from model.ops import KernelOp, Ops
+from model.quiet import quiet
 from model.qwen3_moe import Cache, Qwen3Moe
 from model.records import Graph
 
@@ -82,7 +83,7 @@ def export_graph(
             cache.keys,
             cache.values,
         )
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _without_warnings():
         program = torch.export.export(
             _Graph(config, exportable(filled), graph), arguments, strict=False
         )
@@ -109,7 +110,7 @@ def load_graph(path: Path, sha256: str) -> CompiledGraph:
             f"{path}: is not the graph that was compiled (its sha256 differs from the "
             "manifest's); delete its folder and run snakemake, it compiles again"
         )
-    with _tensors_only(), _quiet():
+    with _tensors_only(), _without_warnings():
         program = torch.export.load(path)
     module: CompiledGraph = program.module(check_guards=False)  # shapes are the bucket's
     return module
@@ -130,13 +131,6 @@ def _tensors_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _without_warnings() -> contextlib.AbstractContextManager[None]:
     """Without torch.export's warnings that a graph has no example inputs."""
-    logger = logging.getLogger("torch._export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return quiet("torch._export", logging.ERROR)

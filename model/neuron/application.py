@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +18,7 @@ from model.neuron.kernels_in_graph import GraphKernels
 from model.neuron.options import neuron_options
 from model.neuron.work_directory import WorkDirectory
 from model.ops import Ops, build_ops, kernel_entries
+from model.quiet import quiet
 from simulator import targets
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def load_application(application: Application, directory: WorkDirectory) -> None
         NeuronError: it was not compiled, or the device cannot be used.
     """
     if on_cpu():
-        with _quiet():
+        with quiet("Neuron", logging.WARNING):  # NxD logs its process groups, rank by rank
             application.model.to_cpu()
         return
     if not directory.is_compiled():
@@ -162,15 +161,3 @@ def load_application(application: Application, directory: WorkDirectory) -> None
             f"the Neuron device could not be used: {type(error).__name__}: {error}. See neuron-ls; "
             "tp_degree and logical_nc_config must be those it was compiled with"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without NxD's notes on process groups, which it logs for every rank."""
-    logger = logging.getLogger("Neuron")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
