@@ -10,6 +10,10 @@ Metric = Literal["ttft_ms", "tpot_ms", "itl_ms", "end_to_end_ms"]
 COMPARED: tuple[Metric, ...] = ("end_to_end_ms", "ttft_ms", "tpot_ms")
 """What two configurations are compared by; the first decides the pair's verdict."""
 
+LATENCY_NAMES: dict[Metric, str] = {
+    "ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "end_to_end_ms": "End to end",
+}  # fmt: skip
+
 PairVerdict = Literal["faster", "slower", "no difference", "not enough data"]
 
 
@@ -61,7 +65,7 @@ class Score(Part):
 
     source: Literal["predicted", "measured"]
     device: str
-    """`predicted for TARGET`, or the device that was measured."""
+    """The target that is predicted, or the device that was measured."""
     base: str
     """Where the base latencies come from."""
     comparable: bool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from evaluation.estimates import Comparison, Estimate, Score
+
 
 def number(value: float) -> str:
     """Three significant digits, thousands apart; a count in full."""
@@ -19,6 +21,23 @@ def number(value: float) -> str:
 def percent(value: float) -> str:
     """A share as percent: two significant digits if small, one decimal otherwise."""
     return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
+
+
+def within(estimate: Estimate) -> str:
+    """An estimate's 95 % interval."""
+    if estimate.low is None or estimate.high is None:
+        return "too few runs for an interval"
+    return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def ratio(comparison: Comparison) -> str:
+    """How many times as long as the baseline, with its interval: `1.100× (1.09 to 1.11)`."""
+    return f"{comparison.ratio.value:.3f}× ({within(comparison.ratio)})"
+
+
+def score_source(score: Score) -> str:
+    """`predicted for trn2`, or `measured on neuron`."""
+    return f"{score.source} {'for' if score.source == 'predicted' else 'on'} {score.device}"
 
 
 def gate_value(value: float | str | None) -> str:

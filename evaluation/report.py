@@ -15,7 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.numbers import gate_value, number, percent
+from evaluation.estimates import LATENCY_NAMES
+from evaluation.numbers import gate_value, number, percent, ratio, score_source, within
 from evaluation.plots import interval_figure, latency_figure, quality_figure
 from evaluation.plots_error import cut_point_figure
 from evaluation.plots_model import macs_share_figure, roofline_figure
@@ -112,6 +113,8 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "gate_value": gate_value}
+    environment.filters |= {"within": within, "ratio": ratio, "score_source": score_source}
+    environment.globals["latency_names"] = LATENCY_NAMES
     verdicts = [summary.configurations[found.name].verdict for found in configurations]
     entries, ledger_error = ledger_entries(config)
     return environment.get_template("report.html.j2").render(

@@ -163,7 +163,7 @@ def score(
     [origin] = bases
     return Score(
         source="predicted" if measured is None else "measured",
-        device=f"predicted for {found.trace.target}" if measured is None else config.device,
+        device=found.trace.target if measured is None else config.device,
         base=origin,
         comparable=origin.startswith("the contest") and len(prompts) == len(CONTEST),
         accuracy=accuracy,

@@ -5,11 +5,13 @@ rich leaves colours out where the output is no terminal or NO_COLOR is set.
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.numbers import number
+from evaluation.estimates import COMPARED
+from evaluation.numbers import number, ratio, score_source
 from evaluation.records import ConfigurationSummary, RegressionRecord, RegressionRow, Summary
 
 MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red")}
@@ -19,8 +21,6 @@ OUTCOMES = {
     "worse": ("✗ worse", "red"),
     "not comparable": ("? not comparable", "red"),
 }
-NARROW = 100
-"""Columns below which reasons get lines of their own."""
 
 
 def console() -> Console:
@@ -30,9 +30,12 @@ def console() -> Console:
 
 
 def print_verdicts(summary: Summary, screen: Console, *, partial: bool = False) -> None:
-    """A table of the configurations, their latencies and verdicts."""
+    """A table of the configurations, their latencies and verdicts; it fits 80 columns."""
     title = "Evaluation (unfinished)" if partial else "Evaluation"
-    table = Table(title=f"{title} of {summary.model}", title_justify="left")
+    table = Table(
+        title=f"{title} of {summary.model}", title_justify="left",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     predicted = sorted(
         name.removeprefix("latency_predicted_").removesuffix("/tpot_ms")
         for name in {name for found in summary.configurations.values() for name in found.metrics}
@@ -41,36 +44,54 @@ def print_verdicts(summary: Summary, screen: Console, *, partial: bool = False) 
     devices = sorted({found.device for found in summary.configurations.values()})
     table.add_column("configuration")
     table.add_column("verdict")
-    for name in ("TTFT", "TPOT"):
-        table.add_column(f"{name} ms\nmeasured,\n{', '.join(devices)}", justify="right")
+    table.add_column(f"TTFT ms\nTPOT ms\nmeasured\n{', '.join(devices)}", justify="right")
+    table.add_column(f"end to end\nover baseline's\nmeasured\n{', '.join(devices)}")
     for target in predicted:
-        for name in ("TTFT", "TPOT"):
-            table.add_column(f"{name} ms\npredicted,\n{target}", justify="right")
+        table.add_column(f"TTFT ms\nTPOT ms\npredicted\n{target}", justify="right")
     for name, found in summary.configurations.items():
         mark, colour = MARKS[found.verdict]
         table.add_row(
             Text(name, overflow="fold"),
             Text(f"{mark} {found.verdict}", style=colour),
-            *[_metric(found, f"latency_measured_{found.device}/{x}_p50") for x in LATENCIES],
-            *[_metric(found, f"latency_predicted_{t}/{x}") for t in predicted for x in LATENCIES],
+            _latencies(found, f"latency_measured_{found.device}", "_p50"),
+            _pair(found),
+            *[_latencies(found, f"latency_predicted_{target}") for target in predicted],
         )
     screen.print(table)
+    for line in _scores(summary):
+        screen.print(line, soft_wrap=True)
     for name, found in summary.configurations.items():
         for reason in found.reasons:
             screen.print(Text(f"✗ {name}: {reason}", style="red"), soft_wrap=True)
     if "simulator" in devices:
         screen.print(
-            "measured, simulator: the median wall clock of this CPU, which says nothing about "
-            "Trainium", style="dim", soft_wrap=True,
+            "measured, simulator: wall clock of this CPU (TTFT, TPOT: medians), which says nothing "
+            "about Trainium", style="dim", soft_wrap=True,
         )  # fmt: skip
 
 
-LATENCIES = ("ttft_ms", "tpot_ms")
+def _latencies(found: ConfigurationSummary, section: str, statistic: str = "") -> str:
+    """TTFT, and TPOT below it."""
+    values = [found.metrics.get(f"{section}/{x}{statistic}") for x in ("ttft_ms", "tpot_ms")]
+    return "\n".join("–" if value is None else number(value) for value in values)
 
 
-def _metric(found: ConfigurationSummary, name: str) -> str:
-    value = found.metrics.get(name)
-    return "–" if value is None else number(value)
+def _pair(found: ConfigurationSummary) -> str:
+    """The verdict of the pair; a configuration that fails is not compared."""
+    if found.verdict == "fail":
+        return "withheld" if any(x.startswith("latency withheld") for x in found.reasons) else "–"
+    first = next((x for x in found.comparisons if x.metric == COMPARED[0]), None)
+    return f"{first.verdict}\n{ratio(first)}" if first else "–"
+
+
+def _scores(summary: Summary) -> list[str]:
+    """A line for each kind of score: which kinds there are, and every configuration's total."""
+    kinds: dict[str, list[str]] = {}
+    for name, found in summary.configurations.items():
+        if found.score is not None:
+            kind = f"contest score, {score_source(found.score)}, base {found.score.base}"
+            kinds.setdefault(kind, []).append(f"{name} {number(found.score.total)}")
+    return [f"{kind}: {', '.join(each)}" for kind, each in kinds.items()]
 
 
 def print_regression(record: RegressionRecord, screen: Console) -> None:

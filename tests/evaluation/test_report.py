@@ -16,9 +16,19 @@ import samples
 import yaml
 from rich.console import Console
 
+from evaluation.estimates import Estimate, PromptScore, Score
 from evaluation.records import StageError, Summary
-from evaluation.report import gate_value, main, number, percent, print_verdicts, report
-from evaluation.results import error_folder, result_files
+from evaluation.report import (
+    PLOT_FILES,
+    gate_value,
+    main,
+    number,
+    percent,
+    print_verdicts,
+    render,
+    report,
+)
+from evaluation.results import error_folder, read_all, result_files
 from evaluation.summary import summarise
 from model.configuration import Config
 
@@ -73,7 +83,7 @@ def test_the_verdicts_come_first(page: str) -> None:
 
 
 def test_numbers_stand_beside_the_baselines_ratio(page: str) -> None:
-    intervals, speed, predicted, quality, tasks, nki, *_ = rows(page, "norms")
+    _, intervals, speed, predicted, quality, tasks, nki, *_ = rows(page, "norms")
     assert intervals == (
         "norms ✓ pass 22.0 21.8 to 22.2 5.50 5.45 to 5.55 110 109 to 111 1.100× 1.09 to 1.11"
     )
@@ -90,11 +100,92 @@ def test_numbers_stand_beside_the_baselines_ratio(page: str) -> None:
     assert nki == "norms ✓ pass 2.0 % 4 48 1.50"
 
 
+def test_every_pair_has_a_verdict_with_its_interval(results: Path) -> None:
+    path = result_files(results, "tiny", "norms")["latency"]
+    record = samples.latency("norms", 0.9)
+    end, ttft, tpot = record.comparisons
+    unsure = Estimate(value=1.02, low=None, high=None)
+    pairs = [
+        end,
+        ttft.model_copy(update={"verdict": "slower", "ratio": unsure.model_copy(
+            update={"low": 1.01, "high": 1.03})}),
+        tpot.model_copy(update={"verdict": "not enough data", "ratio": unsure}),
+    ]  # fmt: skip
+    record.model_copy(update={"comparisons": pairs}).write(path)
+    page = build(results)
+    assert rows(page, "norms")[0] == (
+        "norms faster 0.900× (0.891 to 0.909) slower 1.020× (1.01 to 1.03) "
+        "not enough data 1.020× (too few runs for an interval)"
+    )
+    assert "✓ pass faster end to end, 0.900× (0.891 to 0.909), measured on sim" in text_of(page)
+
+
+def test_withheld_timings_say_why(results: Path) -> None:
+    path = result_files(results, "tiny", "norms")["latency"]
+    reason = "output is all zeros: yes, must be no"
+    samples.latency("norms", 0.5).model_copy(
+        update={"withheld": [reason], "comparisons": [], "measured": None, "conditions": None}
+    ).write(path)
+    page = build(results)
+    assert rows(page, "norms")[0] == f"norms withheld: {reason}"
+    assert "0.500×" not in page
+    screen = io.StringIO()
+    print_verdicts(summarise(samples.config(), results), Console(file=screen, width=240))
+    assert re.search(r"norms\s+✗ fail\s+–\s+withheld", screen.getvalue())
+
+
+def test_a_configuration_that_fails_is_not_compared(results: Path) -> None:
+    samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
+        result_files(results, "tiny", "norms")["accuracy"]
+    )
+    assert rows(build(results), "norms")[0] == "norms not compared: it fails"
+
+
+def test_percentiles_have_intervals(page: str) -> None:
+    text = text_of(page)
+    # The sample: 110 ms, of which p50, p90, p95, p99 are 0.98, 1.05, 1.08, 1.2 times, each ± 1 %.
+    assert (
+        "End to end 40 110 109 to 111 108 107 to 109 116 114 to 117 119 118 to 120 132 131 to 133"
+    ) in text
+    assert "20 rounds in 41.0 s, ended by: error of the mean; warm-up settled" in text
+    assert "1 runs flagged as outliers and kept; seed 7" in text
+
+
+def test_the_score_has_its_ingredients(results: Path) -> None:
+    config = samples.config()
+    prompt = PromptScore(
+        prompt="p0", context_tokens=18, new_tokens=622, context_bucket=64, base_latency_ms=4000.0,
+        latency_ms=2000.0, base_tokens_per_s=160.0, tokens_per_s=320.0, nki_flops_ratio=0.5,
+        nki_flops_ratio_weighted=0.25, score=6.0, score_corrected=5.0,
+    )  # fmt: skip
+    score = Score(
+        source="predicted", device="trn2", base="baseline, predicted for trn2",
+        comparable=False, accuracy=1, prompts=(prompt,), total=6.0, total_corrected=5.0,
+        notes=("Device time only.",),
+    )  # fmt: skip
+    configurations = read_all(results, config.model, config.configurations)
+    summary = summarise(config, results)
+    norms = summary.configurations["norms"].model_copy(update={"score": score})
+    others = {**summary.configurations, "norms": norms}
+    summary = summary.model_copy(update={"configurations": others})
+    page = render(config, results, summary, configurations, dict.fromkeys(PLOT_FILES))
+    text = text_of(page)
+    title = "norms: 6.00 by the contest's formula, 5.00 corrected (predicted for trn2)"
+    assert title in text
+    assert "Base: baseline, predicted for trn2. Accuracy 1. Not comparable with the" in text
+    assert "Device time only." in text
+    assert rows(page, "p0") == ["p0 18 + 622 64 4,000 2,000 160 320 50.0 % 25.0 % 6.00 5.00"]
+    none = {name: x.model_copy(update={"score": None}) for name, x in others.items()}
+    bare = summary.model_copy(update={"configurations": none})
+    page = render(config, results, bare, configurations, dict.fromkeys(PLOT_FILES))
+    assert "No configuration has the figures for a score." in page
+
+
 def test_every_section_is_there_and_linked(page: str) -> None:
     links = re.findall(r'<a href="#([a-z]+)">', page)
     assert links == [
-        "latency", "predicted", "quality", "nki", "ops", "cuts", "timeline", "champion", "ledger",
-        "gates", "provenance",
+        "latency", "predicted", "score", "quality", "nki", "ops", "cuts", "timeline", "champion",
+        "ledger", "gates", "provenance",
     ]  # fmt: skip
     for link in links:
         assert f'<h2 id="{link}">' in page
@@ -155,7 +246,7 @@ def test_a_wrong_answer_is_not_compared_by_speed(results: Path) -> None:
     samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
         result_files(results, "tiny", "norms")["accuracy"]
     )
-    intervals, speed, predicted, *_ = rows(build(results), "norms")
+    _, intervals, speed, predicted, *_ = rows(build(results), "norms")
     for row in (intervals, speed, predicted):
         assert "not compared" in row
         assert "baseline" not in row
@@ -226,10 +317,40 @@ def test_the_terminals_table(results: Path) -> None:
     print_verdicts(summarise(samples.config(), results), Console(file=screen, width=200))
     text = screen.getvalue()
     assert "\x1b" not in text
-    assert re.search(r"norms\s+│\s+✓ pass\s+│\s+21\.6", text)
-    assert re.search(r"rmsnorm\s+│\s+✗ fail", text)
+    lines = text.split("\n")
+    [row] = [number for number, line in enumerate(lines) if line.startswith("norms")]
+    norms, below = lines[row : row + 2]
+    assert norms.split() == ["norms", "✓", "pass", "21.6", "slower", "8.00", "5.60"]
+    assert below.split() == ["5.39", "1.100×", "(1.09", "to", "1.11)", "4.00", "2.80"]
+    assert re.search(r"rmsnorm\s+✗ fail(\s+–){4}", text)
+    assert "contest score, predicted for trn2, base baseline, predicted for trn2: " in text
     assert "[sbuf-capacity]" in text, "square brackets are not rich's markup"
     assert "says nothing about Trainium" in text
+
+
+def test_the_terminals_table_fits_80_columns(results: Path) -> None:
+    screen = io.StringIO()
+    print_verdicts(summarise(samples.config(), results), Console(file=screen, width=80))
+    table, _, _ = screen.getvalue().partition("contest score")
+    lines = table.split("\n")
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines), "nothing is cut off"
+    for text in ("configuration", "baseline", "1.100× (1.09 to 1.11)", "predicted", "trn3", "4.00"):
+        assert text in table
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_colours_are_left_out_if_asked(
+    results: Path, monkeypatch: pytest.MonkeyPatch, no_color: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    screen = io.StringIO()
+    colour = Console(file=screen, width=80, force_terminal=True, color_system="standard")
+    print_verdicts(summarise(samples.config(), results), colour)
+    # Red is 31 and green 32; without colours, bold may stay.
+    assert bool(re.search(r"\x1b\[3[12]m", screen.getvalue())) is not no_color
 
 
 def test_the_command_line_as_onerror_calls_it(results: Path, tmp_path: Path) -> None:

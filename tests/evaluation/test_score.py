@@ -56,7 +56,7 @@ def test_a_small_model_is_scored_against_its_baseline_by_predictions(results: Pa
     )
     found = score(samples.config(), norms, baseline)
     assert found is not None
-    assert (found.source, found.device) == ("predicted", "predicted for trn2")
+    assert (found.source, found.device) == ("predicted", "trn2")
     assert found.base == "baseline, predicted for trn2"
     assert not found.comparable
     assert found.accuracy == 1
