@@ -265,7 +265,7 @@ def _op_gates(
         gates.append(
             _gate(
                 f"{graph}: {name}: Programs that were not compiled",
-                stale,
+                stale if seen.programs[graph] else None,
                 "none: what runs is what was compiled",
                 stale == 0 and bool(seen.programs[graph]),
             )

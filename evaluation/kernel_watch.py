@@ -71,8 +71,10 @@ def disturbed(kernel: KernelOp, graph: Graph) -> Iterator[None]:
 
 
 def is_nki(kernel: Callable[..., Any]) -> bool:
-    """Whether it is an NKI kernel; a Python function of the same name computes something too."""
-    return isinstance(kernel, Kernel)
+    """Whether it is an NKI kernel, and no more: a Python function of the same name computes
+    something too, and so may an object made from a kernel, which `isinstance` would let pass.
+    """
+    return type(kernel) is Kernel
 
 
 def graphs_of_ops(architecture: Any, configuration: Any) -> dict[str, set[Graph]]:

@@ -1,35 +1,41 @@
-"""Every gate before the latency is shown to close, by a kernel or a file broken on purpose."""
+"""Every gate before the latency is shown to close, by a kernel or a file broken on purpose.
+
+Wherever a test says `withheld`, the whole stage ran and its record has the reason and no timing.
+"""
 
 from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from evaluation.gates import model_gates, output_gates, read_inputs, same_work_gates, sentences
+import evaluation.latency
+import model.compile
+from evaluation.gates import output_gates, same_work_gates, sentences
 from evaluation.inputs import EvaluationError
-from evaluation.latency import NO_KERNELS, latency
+from evaluation.latency import latency
 from evaluation.latency_records import LatencyRecord
 from evaluation.records import Gate
 from kernels.contracts import CONTRACTS
 from model.compile import compile_configuration
-from model.configuration import parse_config, read_kernel_configuration
+from model.configuration import parse_config
 from model.download import download
 from model.ops import KernelOp
 from model.records import CheckpointRecord, CompileManifest, RecordError
-from model.runtime import load
 
 ROOT = Path(__file__).parents[2]
 
 KERNEL = '''
+from pathlib import Path
+
 import nki
 import nki.isa as nisa
 import nki.language as nl
+import torch
 
 
 @nki.jit
@@ -46,7 +52,26 @@ def scale_rows(x):
         nisa.tensor_scalar(dst=cast, data=result, op0=nl.multiply, operand0=FACTOR)
         nisa.dma_copy(dst=out[start : start + rows, :], src=cast)
     return out
+
+
+class FallsBack(type(scale_rows)):
+    """Looks like a kernel, is compiled like one, and computes in PyTorch."""
+
+    def __call__(self, x):
+        return torch.nn.functional.silu(x)
+
+
+def plain(x):
+    return torch.nn.functional.silu(x)
+
+
+if Path(__file__).with_name("trick").exists():  # no source tells what a file does
+    trick = Path(__file__).with_name("trick").read_text()
+    scale_rows = FallsBack(scale_rows.function) if trick == "falls back" else plain
 '''
+
+
+ROOT_OF_MEAN = "reciprocal_root(total, hidden, eps)"
 
 
 class Bench:
@@ -84,11 +109,19 @@ class Bench:
         (self.root / "mine.py").write_text(KERNEL.replace("FACTOR", str(factor)))
         self.write("mine", '{silu: {kernel: "mine.py:scale_rows"}}')
 
+    def norm(self, then: str) -> None:
+        """A kernel for rmsnorm: ours, and then its rows' factors are changed."""
+        source = (ROOT / "kernels/rmsnorm.py").read_text()
+        assert source.count(ROOT_OF_MEAN) == 1
+        source = source.replace(ROOT_OF_MEAN, f"{ROOT_OF_MEAN}\n    {then}")
+        (self.root / "mine.py").write_text(source)
+        self.write("mine", '{rmsnorm: {kernel: "mine.py:nki_rmsnorm_kernel"}}')
+
     def manifest(self, name: str) -> Path:
         return self.root / f"{name}/manifest.json"
 
     def compile(self, *names: str) -> None:
-        for name in names or ("baseline", "mine"):
+        for name in names:
             compile_configuration(self.config, name, self.checkpoint, self.manifest(name))
 
     def latency(self, name: str = "mine") -> LatencyRecord:
@@ -104,17 +137,6 @@ class Bench:
         assert LatencyRecord.read(output) == record
         return record
 
-    def model_gates(self, change: Callable[[Any], None] = lambda model: None) -> list[Gate]:
-        """The gates of the model that `change` broke after it was loaded."""
-        kernels = read_kernel_configuration(self.root / "config/kernels/mine.yaml")
-        models = [
-            load(self.checkpoint, each, dtype="bfloat16", config=self.config, batch_size=1)
-            for each in (kernels, NO_KERNELS)
-        ]
-        change(models[0])
-        inputs = read_inputs("mine", kernels, self.manifest("mine"), self.checkpoint)
-        return model_gates(self.config, inputs, *models, [[3, 4, 5, 6]])
-
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bench:
@@ -123,7 +145,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.root)
         made.kernel()
-        made.compile()
+        made.compile("baseline", "mine")
     return made
 
 
@@ -138,6 +160,8 @@ def bench(compiled: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     manifest = CompileManifest.model_validate_json(moved)
     manifest.model_copy(update={"fingerprint": manifest.own_fingerprint()}).write(path)
     monkeypatch.chdir(made.root)
+    # A later compilation is for its Programs: seconds for graphs that this stage only compares.
+    monkeypatch.setattr(model.compile, "export_graph", lambda *_, **__: b"a graph")
     return made
 
 
@@ -181,6 +205,27 @@ def test_a_kernel_that_gives_too_much_is_not_timed(bench: Bench) -> None:
     withheld(bench.latency(), "context_encoding: logits that are NaN or infinite")
 
 
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ("nisa.memset(dst=total, value=0.0)", "tokens whose logits are all zero: {tokens};"),
+        (
+            "nisa.tensor_scalar(dst=total, data=total, op0=nl.multiply, operand0=3.0)",
+            "range of the logits over the reference's: ",
+        ),
+    ],
+    ids=["zeros", "three times too large"],
+)
+def test_logits_that_are_dead_or_too_large_are_not_timed(
+    bench: Bench, then: str, said: str
+) -> None:
+    bench.norm(then)
+    bench.compile("mine")
+    record = bench.latency()
+    for graph, tokens in (("context_encoding", 7), ("token_generation", 1)):  # of the prompt
+        withheld(record, f"{graph}: {said.format(tokens=tokens)}")
+
+
 def test_a_kernel_edited_after_it_was_compiled_is_not_timed(bench: Bench) -> None:
     bench.kernel(factor=0.5)
     withheld(bench.latency(), "kernel sources: changed since: ")
@@ -193,7 +238,30 @@ def test_a_manifest_that_compile_did_not_write_is_not_believed(bench: Bench) -> 
     withheld(bench.latency(), "the manifest is what compile wrote: no")
 
 
-def test_a_manifest_of_another_configuration_is_not_believed(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("configuration", "baseline"),
+        ("model", "another"),
+        ("target", "trn3"),
+        ("dtype", "float32"),
+        ("checkpoint_fingerprint", "0" * 64),
+    ],
+)
+def test_a_manifest_of_another_evaluation_is_not_believed(
+    bench: Bench, field: str, other: str
+) -> None:
+    manifest = CompileManifest.read(bench.manifest("mine"))
+    changed = manifest.model_copy(update={field: other})
+    changed = changed.model_copy(update={"fingerprint": changed.own_fingerprint()})
+    changed.write(bench.manifest("mine"))
+    named = field.removesuffix("_fingerprint")
+    record = bench.latency()
+    withheld(record, f"compiled for this evaluation: for {named} {other!r}")
+    assert len(record.withheld) == 1
+
+
+def test_the_manifest_of_another_configuration_is_not_believed(bench: Bench) -> None:
     bench.manifest("mine").write_bytes(bench.manifest("baseline").read_bytes())
     withheld(bench.latency(), "compiled for this evaluation: for configuration 'baseline'")
 
@@ -215,20 +283,43 @@ def test_programs_that_were_not_compiled_are_not_timed(bench: Bench) -> None:
     withheld(bench.latency(), "Programs that were not compiled: 1")
 
 
-def test_weights_that_changed_are_not_timed(bench: Bench) -> None:
+@pytest.mark.parametrize("change", ["one byte", "gone"])
+def test_a_checkpoint_file_that_changed_is_not_timed(bench: Bench, change: str) -> None:
     record = CheckpointRecord.read(bench.checkpoint)
-    files = record.files | {"config.json": "0" * 64, "gone.safetensors": "1" * 64}
-    record.model_copy(update={"files": files}).write(bench.checkpoint)
-    withheld(bench.latency(), "config.json differs, gone.safetensors is missing")
+    folder = bench.root / "weights"
+    shutil.copytree(ROOT / record.directory, folder)
+    record.model_copy(update={"directory": str(folder)}).write(bench.checkpoint)
+    weights = folder / "model.safetensors"
+    if change == "gone":
+        weights.unlink()
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    said = "model.safetensors differs" if change == "one byte" else "model.safetensors is missing"
+    withheld(bench.latency(), f"checkpoint files: {said}")
 
 
-def test_a_python_function_is_no_kernel(bench: Bench) -> None:
-    assert failed(bench.model_gates()) == []
+@pytest.mark.parametrize("trick", ["plain", "falls back"])
+def test_what_only_looks_like_a_kernel_is_not_timed(bench: Bench, trick: str) -> None:
+    (bench.root / "trick").write_text(trick)  # since it was compiled
+    record = bench.latency()
+    withheld(record, "op silu: scale_rows: an NKI kernel: no")
+    assert failed(record.gates)[0] == "op silu: scale_rows: an NKI kernel"
+    if trick == "plain":
+        withheld(record, "scale_rows: Programs that were not compiled: cannot be told")
 
-    def change(model: Any) -> None:
-        model.model.ops.filled["silu"].kernel = CONTRACTS["silu"].reference
 
-    assert "op silu: scale_rows: an NKI kernel" in failed(bench.model_gates(change))
+def test_a_kernel_that_another_op_replaces_is_not_timed(bench: Bench) -> None:
+    kernel = "{kernel: nki_lm_head_kernel}"
+    bench.write("mine", f"{{lm_head: {kernel}, norm_lm_head: {kernel}}}")
+    bench.compile("mine")
+    withheld(bench.latency(), "op lm_head: nki_lm_head_kernel: used: no")
+
+
+def silu_of(self: KernelOp, *arguments: Any) -> Any:
+    """The op's reference, in place of its kernel."""
+    return self.contract.reference(*arguments)
 
 
 def test_falling_back_to_the_reference_is_seen(
@@ -236,14 +327,14 @@ def test_falling_back_to_the_reference_is_seen(
 ) -> None:
     def fall_back(self: KernelOp, *arguments: Any) -> Any:
         self.calls[self.graph] += 1  # what it says of itself is not believed
-        return self.contract.reference(*arguments)
+        return silu_of(self, *arguments)
 
     monkeypatch.setattr(KernelOp, "__call__", fall_back)
-    names = failed(bench.model_gates())
-    assert "op silu: scale_rows: calls of the reference" in names
+    record = bench.latency()
+    withheld(record, "op silu: scale_rows: calls of the reference: ")
     for graph in ("context_encoding", "token_generation"):
-        assert f"{graph}: op silu: scale_rows: calls" in names
-        assert f"{graph}: op silu: the logits follow scale_rows" in names
+        withheld(record, f"{graph}: op silu: scale_rows: calls: 0")
+        withheld(record, f"{graph}: op silu: the logits follow scale_rows: no")
 
 
 def test_a_kernel_whose_result_is_thrown_away_is_seen(
@@ -256,26 +347,58 @@ def test_a_kernel_whose_result_is_thrown_away_is_seen(
         return reference(*arguments)
 
     monkeypatch.setattr(KernelOp, "__call__", discard)
-    assert failed(bench.model_gates()) == [
+    record = bench.latency()
+    assert failed(record.gates) == [
         "context_encoding: op silu: the logits follow scale_rows",
         "token_generation: op silu: the logits follow scale_rows",
     ]
+    withheld(record, "the logits follow scale_rows: no")
 
 
+@pytest.mark.parametrize("left", ["context_encoding", "token_generation"])
 def test_a_kernel_left_out_of_one_graph_is_seen(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     run, reference = KernelOp.__call__, CONTRACTS["silu"].reference
 
-    def only_prefill(self: KernelOp, *arguments: Any) -> Any:
-        if self.graph == "token_generation":
+    def leave_out(self: KernelOp, *arguments: Any) -> Any:
+        if self.graph == left:
             return reference(*arguments)
         return run(self, *arguments)
 
-    monkeypatch.setattr(KernelOp, "__call__", only_prefill)
-    names = failed(bench.model_gates())
-    assert "token_generation: op silu: scale_rows: calls" in names
-    assert not any(name.startswith("context_encoding") for name in names)
+    monkeypatch.setattr(KernelOp, "__call__", leave_out)
+    record = bench.latency()
+    withheld(record, f"{left}: op silu: scale_rows: calls: 0")
+    assert all(name.startswith(left) for name in failed(record.gates))
+
+
+@pytest.mark.parametrize("change", ["tokens", "calls"])
+def test_timed_runs_that_do_other_work_are_withheld(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Once the clock runs, the kernel gives something else, or is left out."""
+    run, start = KernelOp.__call__, evaluation.latency.interleave
+    timed = False
+
+    def other(self: KernelOp, *arguments: Any) -> Any:
+        if timed and change == "calls":
+            return silu_of(self, *arguments)
+        result = run(self, *arguments)
+        return -30 * result if timed else result
+
+    def interleave(*arguments: Any) -> Any:
+        nonlocal timed
+        timed = True
+        return start(*arguments)
+
+    monkeypatch.setattr(KernelOp, "__call__", other)
+    monkeypatch.setattr(evaluation.latency, "interleave", interleave)
+    record = bench.latency()
+    assert all(gate.passed for gate in record.gates[:-4])
+    if change == "tokens":
+        withheld(record, "timed runs gave the untimed run's tokens: not at short")
+    else:
+        withheld(record, "timed runs called each kernel as often as the untimed run: not at short")
 
 
 def test_outputs_must_be_alive_and_of_the_references_size() -> None:
@@ -320,7 +443,8 @@ def test_a_prompt_that_is_not_there_or_does_not_fit_is_said(bench: Bench) -> Non
 
 def test_a_record_of_another_schema_version_is_refused(bench: Bench) -> None:
     path = bench.root / "latency.json"
-    bench.latency()
+    bench.manifest("mine").write_bytes(bench.manifest("baseline").read_bytes())
+    bench.latency()  # withheld, and so made at once
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
     with pytest.raises(RecordError, match=r"latency\.json: not a LatencyRecord of schema version"):
         LatencyRecord.read(path)
