@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import evaluation.offline  # noqa: F401  before any Hugging Face library
 
+import contextlib
+import io
 import logging
 import os
 import time
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from lm_eval.api.metrics import bits_per_byte, bootstrap_stderr, weighted_perplexity
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
 from lm_eval.models.utils import (
@@ -47,7 +50,11 @@ GenerateKey = tuple[Tokens, int, Tokens]
 Key = TypeVar("Key")
 
 BOOTSTRAPS = 1000
-"""Resamplings behind the standard errors that have no formula, such as a median's."""
+"""Resamplings behind the standard errors that have no formula, such as a perplexity's."""
+
+RESAMPLED = (weighted_perplexity, bits_per_byte)
+"""Aggregations over documents of unequal length. lm-eval's list of what its bootstrap is used for
+(`stderr_for_metric`, up to 0.4.13) leaves them out, and gives their standard error as N/A."""
 
 
 class NkiLM(TemplateLM):  # type: ignore[misc]
@@ -322,12 +329,14 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
             {"tasks": {loaded.name: loaded.task}, "groups": {}, "group_map": {}},
             limit=documents,
             bootstrap_iters=BOOTSTRAPS if documents > 1 else 0,
-            log_samples=False,
+            log_samples=True,  # each document's figures, to resample
         )
+        found = results["results"][loaded.name]
+        found |= _resampled(loaded.task, found, results["samples"][loaded.name])
     except OverflowError as error:
         raise EvaluationError(f"task {loaded.name}: a metric is beyond a float: {error}") from None
     count = int(results["n-samples"][loaded.name]["effective"])
-    metrics = _metrics(results["results"][loaded.name])
+    metrics = _metrics(found)
     log.info(
         "task %s: %s on %d documents in %.1f s, %d of %d requests from an earlier run",
         loaded.name,
@@ -348,9 +357,28 @@ def _run_task(lm: NkiLM, loaded: LoadedTask, documents: int) -> TaskResult:
     )
 
 
+def _resampled(
+    task: Any, results: dict[str, Any], samples: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """The standard errors of perplexities that lm-eval leaves out, by its own bootstrap over
+    documents: `METRIC_stderr,FILTER: value`.
+    """
+    errors: dict[str, float] = {}
+    for key in results:
+        name, comma, filter_name = key.partition(",")
+        aggregation = task.aggregation().get(name) if comma else None
+        if aggregation not in RESAMPLED:
+            continue
+        items = [sample[name] for sample in samples if sample["filter"] == filter_name]
+        if len(items) > 1:
+            with contextlib.redirect_stdout(io.StringIO()):  # it says that it begins
+                error = bootstrap_stderr(aggregation, items, iters=BOOTSTRAPS)
+            errors[f"{name}_stderr,{filter_name}"] = error
+    return errors
+
+
 def _metrics(results: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's `METRIC,FILTER: value` as `METRIC: value`, standard errors (`METRIC_stderr`) too
-    where lm-eval has one: a perplexity has none.
+    """lm-eval's `METRIC,FILTER: value` as `METRIC: value`, standard errors (`METRIC_stderr`) too.
 
     With more than one filter the later ones keep theirs: `METRIC_FILTER`.
     """

@@ -117,6 +117,14 @@ def test_generation_is_hflms(ours: NkiLM, hflm: Any, until: list[str]) -> None:
     assert any(found)
 
 
+def linear_error(metric: str, documents: list[tuple[float, int]]) -> float:
+    """The standard error of a ratio of sums, to first order (documents drawn at random)."""
+    size = sum(length for _, length in documents)
+    mean = sum(score for score, _ in documents) / size
+    error = math.sqrt(sum((score - mean * length) ** 2 for score, length in documents)) / size
+    return error / math.log(2) if metric == "bits_per_byte" else error * math.exp(-mean)
+
+
 def test_a_task_set_gives_hflms_metrics(folder: Path, model: hf_model.HfModel, hflm: Any) -> None:
     def results() -> list[TaskResult]:
         return run_tasks(model, load_tasks(folder / "tasks"), 6, CONTEXT, 4)  # type: ignore[arg-type]
@@ -130,17 +138,24 @@ def test_a_task_set_gives_hflms_metrics(folder: Path, model: hf_model.HfModel, h
         {"tasks": tasks, "groups": {}, "group_map": {}},
         limit=6,
         bootstrap_iters=0,
-        log_samples=False,
-    )["results"]
+        log_samples=True,
+    )
+    samples = expected["samples"]["perplexity"]
+    expected = expected["results"]
     assert found["choice"].metrics["acc"] == expected["choice"]["acc,none"]
     accuracy = found["choice"].metrics["acc"]
     assert found["choice"].metrics["acc_stderr"] == pytest.approx(
         math.sqrt(accuracy * (1 - accuracy) / 5)
     )
-    assert found["perplexity"].metrics == pytest.approx(
-        {x: expected["perplexity"][f"{x},none"] for x in ("word_perplexity", "bits_per_byte")},
-        rel=1e-5,
-    )
+    perplexity = found["perplexity"].metrics
+    for metric in ("word_perplexity", "bits_per_byte"):
+        assert perplexity[metric] == pytest.approx(
+            expected["perplexity"][f"{metric},none"], rel=1e-5
+        )
+        documents = [sample[metric] for sample in samples]
+        error = perplexity[f"{metric}_stderr"]
+        assert error == pytest.approx(linear_error(metric, documents), rel=0.15)
+    assert len(perplexity) == 4
     assert (
         found["generation"].metrics["exact_match"] == (expected["generation"]["exact_match,none"])
     )
