@@ -95,7 +95,7 @@ def check_gates(
     for graph in GRAPHS:
         gates += _float32_gates(measured, graph, tolerances)
         if measured.dtype == "bfloat16":
-            gates += _bfloat16_gates(measured, graph, tolerances)
+            gates += bfloat16_gates(measured, graph, tolerances)
     gates.append(_match_gate(measured))
     gates += _kernel_gates(measured, kernels)
     gates += _op_gates(measured, kernels, tolerances)
@@ -178,7 +178,8 @@ def _match_gate(measured: Measurements) -> Gate:
     )
 
 
-def _bfloat16_gates(measured: Measurements, graph: Graph, tolerances: Tolerances) -> list[Gate]:
+def bfloat16_gates(measured: Measurements, graph: Graph, tolerances: Tolerances) -> list[Gate]:
+    """What a graph's bf16 logits must hold: no op's own check and nothing in fp32 is among it."""
     name = comparison_name("bfloat16", "HF bfloat16")
     found = measured.find(name, graph)
     rounding = [x for x in measured.rounding if x.graph == graph and x.tokens > 0]
