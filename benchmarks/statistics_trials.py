@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,21 +12,25 @@ from rich.progress import track
 
 from benchmarks.synthetic_latency import (
     DRIFTING,
+    PERCENTILES,
     PROMPTS,
     QUIET,
     SLOW_DRIFT,
     STALLING,
+    SWITCHING,
     Machine,
     Noise,
     truths,
 )
-from evaluation.estimates import COMPARED, Estimate
+from evaluation.estimates import Estimate, Metric
 from evaluation.interleave import Session, interleave
 from evaluation.latency import compare
-from evaluation.statistics import estimate_mean, estimate_percentile
+from evaluation.latency_summary import METRICS, distribution
 from model.configuration import Latency
 
 DIFFERENCE = 1.03
+KINDS = ("ratio", "mean", *(f"p{percentile}" for percentile in PERCENTILES))
+"""Of intervals."""
 
 
 @dataclass
@@ -33,22 +38,22 @@ class Figures:
     """What the trials of one machine found."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
-        "coverage: end-to-end ratio", "TTFT ratio", "TPOT ratio", "mean", "median",
-        "false faster", "false slower", "no difference", "power 3 %", "rounds",
-        "stopped by error", "half interval of ratio",
+        *(f"coverage: {kind}" for kind in KINDS), "false faster", "false slower",
+        "no difference", "power 3 %", "rounds", "stopped by error", "half interval of ratio",
+        "of mean",
     )  # fmt: skip
 
     machine: str
     counted: bool
-    """Whether the headline figures hold it: not where the mean is beyond one session."""
-    coverage: dict[str, list[bool]] = field(
-        default_factory=lambda: {kind: [] for kind in (*COMPARED, "mean", "p50")}
-    )
+    """Whether the headline figures hold it."""
+    coverage: dict[str, list[bool]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    """Kind -> for each interval, of all metrics, whether it holds the truth."""
     verdicts: list[str] = field(default_factory=list)
     found: list[bool] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     precise: list[bool] = field(default_factory=list)
     half_widths: list[float] = field(default_factory=list)
+    mean_half_widths: list[float] = field(default_factory=list)
 
     @property
     def false_faster(self) -> float:
@@ -66,7 +71,7 @@ class Figures:
             "machine": self.machine,
             "trials": len(self.verdicts),
             "counted": self.counted,
-            **{f"coverage_{k}": round(sum(v) / len(v), 4) for k, v in self.coverage.items()},
+            **{f"coverage_{kind}": share(hits) for kind, hits in self.coverage.items()},
             "false_faster": self.false_faster,
             "false_slower": self.verdicts.count("slower") / len(self.verdicts),
             "no_difference": self.verdicts.count("no difference") / len(self.verdicts),
@@ -74,21 +79,32 @@ class Figures:
             "rounds_median": float(np.median(self.rounds)),
             "stopped_by_error": sum(self.precise) / len(self.precise),
             "ratio_half_width_median": float(np.median(self.half_widths)),
+            "mean_half_width_median": float(np.median(self.mean_half_widths)),
         }
 
     def cells(self) -> list[str]:
         """For the table."""
         return [
-            f"{value:.3f}" if isinstance(value, float) else str(value)
+            "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
             for key, value in self.as_dict().items()
             if key not in ("machine", "trials", "counted")
         ]
 
 
-def study(trials: int, console: Console) -> list[Figures]:
-    """Run every machine: `trials` sessions of equal sides, and as many 3 % apart."""
-    machines = ((QUIET, True), (DRIFTING, True), (STALLING, True), (SLOW_DRIFT, False))
-    return [_machine(noise, counted, trials, console) for noise, counted in machines]
+def share(hits: list[bool]) -> float | None:
+    """Of intervals that hold the truth; None if there were none."""
+    return round(sum(hits) / len(hits), 4) if hits else None
+
+
+def study(trials: int, seed: int, console: Console) -> list[Figures]:
+    """Run every machine: `trials` sessions of equal sides, and as many 3 % apart.
+
+    Trial i has seed `seed` + 2 i, and one more for the sides that differ.
+    """
+    counted = (QUIET, DRIFTING, STALLING, SWITCHING)
+    return [_machine(noise, True, trials, seed, console) for noise in counted] + [
+        _machine(SLOW_DRIFT, False, trials, seed, console)
+    ]
 
 
 def session(noise: Noise, seed: int, ratio: float) -> tuple[Session, Latency]:
@@ -98,27 +114,46 @@ def session(noise: Noise, seed: int, ratio: float) -> tuple[Session, Latency]:
     return interleave(machine.sides(), PROMPTS, settings, machine.clock), settings
 
 
-def _machine(noise: Noise, counted: bool, trials: int, console: Console) -> Figures:
+def _machine(noise: Noise, counted: bool, trials: int, seed: int, console: Console) -> Figures:
     figures, truth = Figures(noise.name, counted), truths(noise)
     for trial in track(range(trials), description=noise.name, console=console):
-        equal, settings = session(noise, trial, 1.0)
+        own = seed + 2 * trial
+        equal, settings = session(noise, own, 1.0)
+        _judge_one_side(figures, equal, truth)
         comparisons = compare(equal, settings.smallest_difference, settings.seed)
-        first = comparisons[0]
-        sample = equal.sample("baseline", "end_to_end_ms")
         for comparison in comparisons:
-            _cover(figures, comparison.metric, comparison.ratio, 1.0)
-        _cover(figures, "mean", estimate_mean(sample, trial), truth["mean"])
-        _cover(figures, "p50", estimate_percentile(sample, 50, trial), truth["p50"])
+            _cover(figures, "ratio", comparison.ratio, 1.0)
+        first = comparisons[0]
         figures.verdicts.append(first.verdict)
         figures.rounds.append(equal.rounds)
         figures.precise.append(equal.stopped_because == "error of the mean")
-        if first.ratio.low is not None and first.ratio.high is not None:
-            figures.half_widths.append((first.ratio.high - first.ratio.low) / 2)
+        figures.half_widths.append(_half_width(first.ratio))
         slower = trial % 2 == 0
-        apart, settings = session(noise, 10**6 + trial, DIFFERENCE if slower else 1 / DIFFERENCE)
+        apart, settings = session(noise, own + 1, DIFFERENCE if slower else 1 / DIFFERENCE)
         verdict = compare(apart, settings.smallest_difference, settings.seed)[0].verdict
         figures.found.append(verdict == ("slower" if slower else "faster"))
     return figures
+
+
+def _judge_one_side(
+    figures: Figures, session: Session, truth: dict[tuple[Metric, str], float]
+) -> None:
+    """Every interval that the latency stage gives for the baseline, all prompts together."""
+    for metric in METRICS:
+        found = distribution(metric, session.sample("baseline", metric))
+        _cover(figures, "mean", found.mean, truth[metric, "mean"])
+        if metric == "end_to_end_ms":
+            figures.mean_half_widths.append(_half_width(found.mean) / found.mean.value)
+        for percentile in PERCENTILES:
+            estimate: Estimate = getattr(found, f"p{percentile}")
+            if estimate.low is not None:  # else too few runs for one
+                _cover(figures, f"p{percentile}", estimate, truth[metric, f"p{percentile}"])
+
+
+def _half_width(estimate: Estimate) -> float:
+    if estimate.low is None or estimate.high is None:
+        return math.nan
+    return (estimate.high - estimate.low) / 2
 
 
 def _cover(figures: Figures, kind: str, estimate: Estimate, truth: float) -> None:

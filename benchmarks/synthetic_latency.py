@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.interleave import SIDES
+from evaluation.estimates import Metric
+from evaluation.interleave import SIDES, values
 from evaluation.latency_records import Side
+from evaluation.latency_summary import METRICS
 from model.records import RunTiming
 
+PERCENTILES = (50, 90, 95, 99)
 STEP_MS = 2.4
 FIRST_MS = {"short": 9.0, "medium": 11.0, "long": 18.0}
 """A generation's undisturbed times, about those of the tiny model without kernels on a quiet
@@ -35,11 +38,18 @@ class Noise:
     """Its correlation time."""
     stalls_per_s: float
     """Poisson; a stall takes log-normally 8 ms (sigma 0.8), up to half a generation."""
+    switches: bool = False
+    """Instead of wandering, the speed switches between `drift` and -`drift`, after exponential
+    times of mean `drift_s`, as a clock does between two frequencies."""
 
 
 QUIET = Noise("quiet", jitter=0.03, drift=0.01, drift_s=0.3, stalls_per_s=0.3)
 DRIFTING = Noise("drifting", jitter=0.03, drift=0.03, drift_s=0.3, stalls_per_s=0.5)
 STALLING = Noise("stalling", jitter=0.05, drift=0.02, drift_s=0.2, stalls_per_s=2.0)
+SWITCHING = Noise(
+    "switching", jitter=0.03, drift=0.02, drift_s=0.4, stalls_per_s=0.5, switches=True
+)
+"""Held out: no setting of the statistics was chosen by it."""
 SLOW_DRIFT = Noise("slow drift", jitter=0.03, drift=0.03, drift_s=5.0, stalls_per_s=0.5)
 """Drift as long as a session: its mean cannot be known from one session; ratios can."""
 
@@ -75,8 +85,12 @@ class Machine:
     def _step(self, ms: float) -> float:
         noise, random = self.noise, self.random
         keep = math.exp(-ms / 1e3 / noise.drift_s)
-        change = noise.drift * math.sqrt(1 - keep * keep)
-        self.speed = keep * self.speed + change * random.standard_normal()
+        if noise.switches:
+            self.speed = math.copysign(noise.drift, self.speed)
+            self.speed *= 1 if random.random() < keep else -1
+        else:
+            change = noise.drift * math.sqrt(1 - keep * keep)
+            self.speed = keep * self.speed + change * random.standard_normal()
         skewed = (random.gamma(2.0) - 2.0) / math.sqrt(2.0)
         taken = ms * math.exp(self.speed) * max(0.5, 1 + noise.jitter * skewed)
         if random.random() < noise.stalls_per_s * ms / 1e3:
@@ -85,9 +99,15 @@ class Machine:
         return taken
 
 
-def truths(noise: Noise, runs: int = 20_000) -> dict[str, float]:
-    """The long-run figures of the baseline, ms: mean and median of end-to-end latency."""
+def truths(noise: Noise, runs: int = 60_000) -> dict[tuple[Metric, str], float]:
+    """The long-run figures of the baseline, ms: (metric, `mean` or `p50`, `p90`, …) -> figure."""
     machine = Machine(noise, seed=10**9)
     run = machine.sides()["baseline"]
-    values = np.array([run(PROMPTS[i % 3]).end_to_end_ms for i in range(runs)])
-    return {"mean": float(values.mean()), "p50": float(np.median(values))}
+    timings = [run(PROMPTS[i % len(PROMPTS)]) for i in range(runs)]
+    found: dict[tuple[Metric, str], float] = {}
+    for metric in METRICS:
+        sample = np.array([x for timing in timings for x in values(timing, metric)])
+        found[metric, "mean"] = float(sample.mean())
+        for percentile in PERCENTILES:
+            found[metric, f"p{percentile}"] = float(np.quantile(sample, percentile / 100))
+    return found

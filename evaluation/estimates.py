@@ -18,7 +18,7 @@ PairVerdict = Literal["faster", "slower", "no difference", "not enough data"]
 
 
 class Estimate(Part):
-    """A figure and its 95 % bootstrap interval."""
+    """A figure and its 95 % interval, by `evaluation.statistics`."""
 
     value: float
     low: float | None

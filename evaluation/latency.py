@@ -268,7 +268,7 @@ def _record(
     measured = {
         side: None
         if session is None
-        else side_latency(session, side, sides[side].name, lengths, new, seed)
+        else side_latency(session, side, sides[side].name, lengths, new)
         for side in SIDES
     }
     return LatencyRecord(

@@ -20,17 +20,17 @@ from evaluation.statistics import (
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
-def distribution(metric: Metric, sample: Array, seed: int) -> Distribution:
+def distribution(metric: Metric, sample: Array) -> Distribution:
     """The figures of `[rounds, runs]`, outliers included."""
     error = relative_standard_error(sample)
     return Distribution(
         metric=metric,
         samples=sample.size,
-        mean=estimate_mean(sample, seed),
-        p50=estimate_percentile(sample, 50, seed),
-        p90=estimate_percentile(sample, 90, seed),
-        p95=estimate_percentile(sample, 95, seed),
-        p99=estimate_percentile(sample, 99, seed),
+        mean=estimate_mean(sample),
+        p50=estimate_percentile(sample, 50),
+        p90=estimate_percentile(sample, 90),
+        p95=estimate_percentile(sample, 95),
+        p99=estimate_percentile(sample, 99),
         standard_error=error if np.isfinite(error) else None,
     )
 
@@ -53,7 +53,6 @@ def side_latency(
     configuration: str,
     prompt_tokens: dict[str, int],
     new_tokens: int,
-    seed: int,
 ) -> SideLatency:
     """One side's figures.
 
@@ -63,23 +62,22 @@ def side_latency(
         configuration: its name.
         prompt_tokens: prompt -> tokens.
         new_tokens: tokens that every run generated.
-        seed: of the resampling.
     """
     totals = session.sample(side, "end_to_end_ms")
     flags = far_out_runs(session)
     return SideLatency(
         configuration=configuration,
-        metrics={m: distribution(m, session.sample(side, m), seed) for m in METRICS},
-        output_tokens_per_s=_throughput(estimate_mean(totals, seed), new_tokens),
+        metrics={m: distribution(m, session.sample(side, m)) for m in METRICS},
+        output_tokens_per_s=_throughput(estimate_mean(totals), new_tokens),
         prompts=[
             PromptLatency(
                 prompt=name,
                 prompt_tokens=tokens,
                 new_tokens=new_tokens,
-                ttft_ms=distribution("ttft_ms", session.sample(side, "ttft_ms", name), seed),
-                tpot_ms=distribution("tpot_ms", session.sample(side, "tpot_ms", name), seed),
+                ttft_ms=distribution("ttft_ms", session.sample(side, "ttft_ms", name)),
+                tpot_ms=distribution("tpot_ms", session.sample(side, "tpot_ms", name)),
                 end_to_end_ms=distribution(
-                    "end_to_end_ms", session.sample(side, "end_to_end_ms", name), seed
+                    "end_to_end_ms", session.sample(side, "end_to_end_ms", name)
                 ),
                 total_tokens_per_s=1e3
                 * (tokens + new_tokens)

@@ -1,9 +1,17 @@
 """Intervals and verdicts for latencies, which are skewed, drift and have outliers.
 
 Rows of a sample are *rounds* in the order in which they ran. Neighbouring rounds resemble one
-another (the machine speeds up and slows down), so that blocks of rounds are resampled, not
-single ones: the bootstrap of non-overlapping blocks (Carlstein, Annals of Statistics 14, 1986).
-The resampling itself is `scipy.stats.bootstrap`.
+another (the machine speeds up and slows down), so that no single round counts as an observation:
+
+- A *ratio* of two sides, in which drift cancels out, is resampled in blocks of rounds: the
+  bootstrap of non-overlapping blocks (Carlstein, Annals of Statistics 14, 1986), by
+  `scipy.stats.bootstrap`.
+- A figure of *one side*, in which it does not, is found in each third of the session, and
+  Student's t (`scipy.stats`) says what three such figures tell: batch means, as simulation
+  studies use them (Schmeiser, Operations Research 30, 1982). A drift shows in few parts of a
+  session, and a bootstrap of few blocks cannot reach beyond the outermost.
+
+benchmarks/statistics.py measures how often each interval holds the truth.
 """
 
 from __future__ import annotations
@@ -26,11 +34,12 @@ RESAMPLES = 999
 """So that 2.5 % and 97.5 % are order statistics (Davison and Hinkley 1997, section 2.4)."""
 FEWEST_BLOCKS = 6
 """Blocks are no longer than leaves this many; fewer would make the interval a guess."""
-DRIFT_BLOCKS = 6
-"""Figures of one side, in which the machine's drift does not cancel out, get no more blocks
-than these: in a session of seconds a slow drift is not seen in the correlation of neighbouring
-rounds, only in that distant parts of the session differ (batch means, as simulation studies
-use them: Schmeiser, Operations Research 30, 1982)."""
+THIRDS = 3
+"""Parts of a session for the interval of one side's figure. With more, the parts are shorter and so
+more like their neighbours, and the interval is too short (measured, docs/evaluation.md)."""
+ERROR_BLOCKS = 6
+"""For the standard error that ends a session. Not the interval's own parts: a session would end
+when these happen to agree."""
 FEWEST_ROUNDS = 6
 """No interval below: six rounds that all agree have a chance of 2/2**6 = 3 %."""
 BEYOND = 10
@@ -42,24 +51,21 @@ FENCE = 3.0
 """Interquartile ranges from the quartiles to what is *far out* (Tukey 1977)."""
 
 
-def block_length(rounds: Array, *, drifts: bool) -> int:
+def block_length(rounds: Array) -> int:
     """How many neighbouring rounds make a block: Carlstein's rule for the lag-1 correlation.
 
     Args:
         rounds: one figure per round, in order of time.
-        drifts: the machine's drift is in the figures; see `DRIFT_BLOCKS`.
     """
     count = len(rounds)
-    longest = max(1, count // FEWEST_BLOCKS)
-    shortest = max(1, count // DRIFT_BLOCKS) if drifts else 1
     if count < FEWEST_ROUNDS or float(np.ptp(rounds)) == 0.0:
-        return shortest
+        return 1
     ranks = stats.rankdata(rounds)  # an outlier hides the correlation of the rest
     correlation = min(float(np.corrcoef(ranks[:-1], ranks[1:])[0, 1]), 0.99)
     if not correlation > 0:
-        return shortest
+        return 1
     best = (2 * correlation / (1 - correlation**2)) ** (2 / 3) * count ** (1 / 3)
-    return int(min(longest, max(shortest, round(best))))
+    return int(min(max(1, count // FEWEST_BLOCKS), max(1, round(best))))
 
 
 def blocks_of(sample: Array, length: int) -> Array:
@@ -75,7 +81,7 @@ def relative_standard_error(sample: Array) -> float:
     rounds = sample.reshape(len(sample), -1).mean(1)
     if len(rounds) < FEWEST_ROUNDS:
         return math.inf
-    means = blocks_of(rounds, block_length(rounds, drifts=True)).mean(1)
+    means = blocks_of(rounds, len(rounds) // ERROR_BLOCKS).mean(1)
     return float(stats.sem(means) / means.mean())
 
 
@@ -87,35 +93,51 @@ def location(rounds: Array) -> Array:
     return found
 
 
-def estimate_mean(sample: Array, seed: int) -> Estimate:
+def estimate_mean(sample: Array) -> Estimate:
     """The mean of `[rounds, runs]` and its interval."""
-    return estimate(sample, lambda x: x.mean((-2, -1)), seed)
+    return estimate_one_side(sample, lambda x: x.mean((-2, -1)))
 
 
-def estimate_percentile(sample: Array, percentile: float, seed: int) -> Estimate:
+def estimate_percentile(sample: Array, percentile: float) -> Estimate:
     """A percentile of all of `[rounds, runs]`; no interval if too few runs lie beyond it."""
     share = percentile / 100
     if sample.size * min(share, 1 - share) < BEYOND:
         return Estimate(value=float(np.quantile(sample, share)), low=None, high=None)
-    return estimate(sample, lambda x: np.quantile(x, share, axis=(-2, -1)), seed)
+    return estimate_one_side(sample, lambda x: np.quantile(x, share, axis=(-2, -1)))
 
 
-def estimate(
-    sample: Array, statistic: Callable[[Array], Array], seed: int, *, drifts: bool = True
-) -> Estimate:
+def estimate_one_side(sample: Array, statistic: Callable[[Array], Array]) -> Estimate:
+    """A statistic of one side's latencies with its 95 % interval, from the session's thirds.
+
+    Args:
+        sample: positive, `[rounds, runs]`, rounds in order of time.
+        statistic: of `[..., rounds, runs]`, gives `[...]`.
+
+    Returns:
+        The statistic of the whole sample; the interval is Student's of the thirds' logarithms,
+        so that both its ends are positive.
+    """
+    value = float(statistic(sample))
+    if len(sample) < FEWEST_ROUNDS:
+        return Estimate(value=value, low=None, high=None)
+    thirds = np.log(statistic(blocks_of(sample, len(sample) // THIRDS)))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, THIRDS - 1) * stats.sem(thirds))
+    return Estimate(value=value, low=value * math.exp(-reach), high=value * math.exp(reach))
+
+
+def estimate(sample: Array, statistic: Callable[[Array], Array], seed: int) -> Estimate:
     """A statistic of `[rounds, runs]` with its 95 % interval, by resampling blocks of rounds.
 
     Args:
-        sample: figures, rounds in order of time.
+        sample: figures in which the machine's drift cancels out, rounds in order of time.
         statistic: of `[..., rounds, runs]`, gives `[...]`.
         seed: of the resampling.
-        drifts: see `block_length`.
     """
     sample = sample.reshape(len(sample), -1)
     value = float(statistic(sample))
     if len(sample) < FEWEST_ROUNDS:
         return Estimate(value=value, low=None, high=None)
-    blocks = blocks_of(sample, block_length(sample.mean(1), drifts=drifts))
+    blocks = blocks_of(sample, block_length(sample.mean(1)))
     if float(np.ptp(blocks)) == 0.0:
         return Estimate(value=value, low=value, high=value)
 
@@ -173,7 +195,7 @@ def estimate_ratio(pair: Paired, seed: int) -> Estimate:
     The `location` of the log ratios, back from logarithms: a stall of one side counts as one
     run, however long it was. Stalls show in the means and percentiles.
     """
-    found = estimate(pair.log_ratios, location, seed, drifts=False)
+    found = estimate(pair.log_ratios, location, seed)
     return Estimate(
         value=math.exp(found.value),
         low=None if found.low is None else math.exp(found.low),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.estimates import Estimate
 from evaluation.statistics import (
@@ -35,20 +36,43 @@ def drifting(rounds: int, correlation: float, seed: int = 0) -> np.ndarray:
 
 def test_a_drift_makes_blocks_longer_and_the_error_larger() -> None:
     white, drift = drifting(400, 0.0), drifting(400, 0.9)
-    assert block_length(white, drifts=False) <= 2
-    assert block_length(drift, drifts=False) > 10
+    assert block_length(white) <= 2
+    assert block_length(drift) > 10
     shuffled = np.random.default_rng(1).permutation(drift)
     assert relative_standard_error(drift[:, None]) > 2 * relative_standard_error(shuffled[:, None])
 
 
-def test_the_interval_of_a_mean_is_students_on_independent_rounds() -> None:
-    """A normal sample of 8 rounds: blocks of one, so the bootstrap must find Student's t."""
-    found = [estimate_mean(drifting(8, 0.0, seed)[:, None], seed) for seed in range(40)]
-    widths = [x.high - x.low for x in found if x.high is not None and x.low is not None]
-    samples = [drifting(8, 0.0, seed) for seed in range(40)]
-    student = [2 * 2.365 * x.std(ddof=1) / math.sqrt(8) for x in samples]
+def test_the_interval_of_a_ratio_is_students_on_independent_rounds() -> None:
+    """Normal logarithms of 8 rounds: blocks of one, so the bootstrap must find Student's t."""
+    samples = [0.01 * (drifting(8, 0.0, seed) - 10) for seed in range(40)]
+    sides = [(np.exp(sample)[:, None], np.ones((8, 1))) for sample in samples]
+    found = [estimate_ratio(Paired(*pair), seed) for seed, pair in enumerate(sides)]
+    widths = [math.log(x.high / x.low) for x in found if x.high is not None and x.low is not None]
+    trimmed = [np.sort(x)[1:-1] for x in samples]  # a fifth of 8 at each end
+    winsorised = [
+        np.clip(x, y[0], y[-1]).std(ddof=1) for x, y in zip(samples, trimmed, strict=True)
+    ]
+    yuen = [2 * stats.t.ppf(0.975, 5) * s / (0.6 * math.sqrt(8)) for s in winsorised]
     assert len(widths) == 40
-    assert np.mean(np.array(widths) / student) == pytest.approx(1.0, abs=0.06)
+    assert np.mean(np.array(widths) / yuen) == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_interval_of_one_side_is_students_of_the_sessions_thirds() -> None:
+    sample = np.repeat([9.0, 10.0, 12.0], 10)[:, None]
+    found = estimate_mean(sample)
+    student = stats.ttest_1samp(np.log([9.0, 10.0, 12.0]), 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(31 / 3)
+    assert found.low is not None
+    assert found.high is not None
+    assert math.log(found.high / found.low) == pytest.approx(student.high - student.low)
+    assert found.low * found.high == pytest.approx(found.value**2)
+    assert estimate_percentile(np.tile(sample, 2), 50).low == pytest.approx(found.low * 30 / 31)
+
+
+def test_an_interval_of_one_side_stays_positive() -> None:
+    found = estimate_mean(np.repeat([1.0, 10.0, 400.0], 10)[:, None])
+    assert found.low is not None
+    assert 0 < found.low < 1
 
 
 def test_what_slows_both_sides_cancels_out_of_the_ratio() -> None:
@@ -59,7 +83,7 @@ def test_what_slows_both_sides_cancels_out_of_the_ratio() -> None:
     assert ratio.high is not None
     assert ratio.low < 1.3 < ratio.high
     assert ratio.high - ratio.low < 0.01
-    mean = estimate_mean(10.0 * machine, 0)
+    mean = estimate_mean(10.0 * machine)
     assert mean.low is not None
     assert mean.high is not None
     assert (mean.high - mean.low) / mean.value > 0.1
@@ -70,30 +94,30 @@ def test_one_stall_does_not_decide_a_comparison_but_is_in_the_mean() -> None:
     sides[0, 7] = 5000.0
     ratio = estimate_ratio(Paired(sides[0], sides[1]), 0)
     assert ratio.value == pytest.approx(1.0, abs=0.002)
-    assert estimate_mean(sides[0], 0).value > 100
+    assert estimate_mean(sides[0]).value > 100
     assert list(np.flatnonzero(far_out(sides[0].ravel()))) == [7]
     assert not far_out(sides[1].ravel()).any()
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    sample = drifting(30, 0.5)[:, None]
-    assert estimate_mean(sample, 4) == estimate_mean(sample, 4)
-    assert estimate_mean(sample, 4) != estimate_mean(sample, 5)
+    pair = Paired(drifting(30, 0.5)[:, None], drifting(30, 0.5, 1)[:, None])
+    assert estimate_ratio(pair, 4) == estimate_ratio(pair, 4)
+    assert estimate_ratio(pair, 4) != estimate_ratio(pair, 5)
 
 
 def test_a_percentile_has_an_interval_only_if_enough_lies_beyond_it() -> None:
     sample = drifting(30, 0.0)[:, None]
-    assert estimate_percentile(sample, 50, 0).low is not None
-    p99 = estimate_percentile(sample, 99, 0)
+    assert estimate_percentile(sample, 50).low is not None
+    p99 = estimate_percentile(sample, 99)
     assert (p99.low, p99.high) == (None, None)
     assert p99.value == pytest.approx(float(np.quantile(sample, 0.99)))
     many = drifting(2000, 0.0)[:, None]
-    assert estimate_percentile(many, 99, 0).low is not None
+    assert estimate_percentile(many, 99).low is not None
 
 
 def test_too_few_rounds_have_no_interval() -> None:
     sample = drifting(FEWEST_ROUNDS - 1, 0.0)[:, None]
-    assert estimate_mean(sample, 0).low is None
+    assert estimate_mean(sample).low is None
     assert relative_standard_error(sample) == math.inf
 
 
