@@ -15,6 +15,7 @@ from benchmarks.synthetic_latency import (
     PERCENTILES,
     PROMPTS,
     QUIET,
+    SHARED,
     SLOW_DRIFT,
     STALLING,
     SWITCHING,
@@ -101,9 +102,9 @@ def study(trials: int, seed: int, console: Console) -> list[Figures]:
 
     Trial i has seed `seed` + 2 i, and one more for the sides that differ.
     """
-    counted = (QUIET, DRIFTING, STALLING, SWITCHING)
-    return [_machine(noise, True, trials, seed, console) for noise in counted] + [
-        _machine(SLOW_DRIFT, False, trials, seed, console)
+    counted, others = (QUIET, DRIFTING, STALLING, SWITCHING), (SHARED, SLOW_DRIFT)
+    return [
+        _machine(noise, noise in counted, trials, seed, console) for noise in (*counted, *others)
     ]
 
 

@@ -50,6 +50,9 @@ SWITCHING = Noise(
     "switching", jitter=0.03, drift=0.02, drift_s=0.4, stalls_per_s=0.5, switches=True
 )
 """Held out: no setting of the statistics was chosen by it."""
+SHARED = Noise("shared", jitter=0.1, drift=0.22, drift_s=0.5, stalls_per_s=0.5, switches=True)
+"""A core whose other half is somebody else's: steps take 3.7 or 6 ms for half a second at a time
+(measured, tiny model without kernels on the simulator, a virtual machine of two x86-64 cores)."""
 SLOW_DRIFT = Noise("slow drift", jitter=0.03, drift=0.03, drift_s=5.0, stalls_per_s=0.5)
 """Drift as long as a session: its mean cannot be known from one session; ratios can."""
 
