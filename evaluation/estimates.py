@@ -11,7 +11,7 @@ COMPARED: tuple[Metric, ...] = ("end_to_end_ms", "ttft_ms", "tpot_ms")
 """What two configurations are compared by; the first decides the pair's verdict."""
 
 LATENCY_NAMES: dict[Metric, str] = {
-    "ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "end_to_end_ms": "End to end",
+    "ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "end_to_end_ms": "end to end",
 }  # fmt: skip
 
 PairVerdict = Literal["faster", "slower", "no difference", "not enough data"]
@@ -33,6 +33,20 @@ class Comparison(Part):
     ratio: Estimate
     """Below 1 is faster. The interval is of the ratio itself, from paired rounds."""
     verdict: PairVerdict
+
+
+class Pair(Part):
+    """How many times as long one configuration took as another; both passed every gate."""
+
+    configuration: str
+    other: str
+    metric: Metric
+    ratio: Estimate
+    """configuration / other; below 1 is faster."""
+    verdict: PairVerdict
+    through: str | None
+    """The baseline that both were timed beside, each in a session of its own, so that this is
+    the ratio of two ratios; None if the two themselves were timed side by side."""
 
 
 class PromptScore(Part):

@@ -10,6 +10,11 @@ from evaluation.latency_records import LatencyRecord
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 
+def slug(text: str) -> str:
+    """`text` with only characters that MLflow allows within a section, at most 120."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.")[-120:] or "_"
+
+
 def latency_metrics(record: LatencyRecord) -> dict[str, float]:
     """What was measured on the record's device; empty if the timings were withheld.
 
@@ -25,7 +30,7 @@ def latency_metrics(record: LatencyRecord) -> dict[str, float]:
         for statistic in STATISTICS:
             _put(found, f"{section}/{metric}_{statistic}", getattr(distribution, statistic))
     for prompt in record.measured.prompts:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", prompt.prompt)
+        name = slug(prompt.prompt)
         found[f"{section}/ttft_ms_p50_{name}_prompts"] = prompt.ttft_ms.p50.value
         found[f"{section}/tpot_ms_p50_{name}_prompts"] = prompt.tpot_ms.p50.value
     found[f"{section}/runs"] = record.measured.metrics["end_to_end_ms"].samples
@@ -39,9 +44,22 @@ def latency_metrics(record: LatencyRecord) -> dict[str, float]:
 
 
 def score_metrics(score: Score) -> dict[str, float]:
-    """The score, named by what its latencies are."""
-    where = "score_predicted" if score.source == "predicted" else f"score_measured_{score.device}"
-    return {f"{where}/total": score.total, f"{where}/total_corrected": score.total_corrected}
+    """The score, named by what its latencies are: `score_predicted_TARGET/…` for one.
+
+    The contest's formula and the corrected one, total and prompt by prompt. What they are made
+    from is in summary.json, and in the MLflow run as `results/score/score.json`.
+    """
+    where = f"score_{score.source}_{score.device}"
+    found: dict[str, float] = {
+        f"{where}/total": score.total,
+        f"{where}/total_corrected": score.total_corrected,
+        f"{where}/accuracy": score.accuracy,
+    }
+    for prompt in score.prompts:
+        name = slug(prompt.prompt)
+        found[f"{where}/prompt_{name}"] = prompt.score
+        found[f"{where}/prompt_{name}_corrected"] = prompt.score_corrected
+    return found
 
 
 def _put(found: dict[str, float], name: str, estimate: Estimate) -> None:

@@ -7,6 +7,8 @@ about and, where a clock or a device did it, which one:
 - `latency_ratio_measured_DEVICE/`: the same over the baseline's beside it; below 1 is faster
 - `stages_measured_host/`: wall clock of the pipeline's stages, always on the host's CPU
 - `latency_predicted_TARGET/`: the timing model's, for TARGET, which no clock has seen
+- `score_predicted_TARGET/`: the contest's score from those predictions, by its formula and by the
+  corrected one; `score_measured_DEVICE/` where a device's clock was read, never the simulator's
 - `programs_counted_TARGET/`: counted in the Programs specialised for TARGET
 - `trace_counted/`, `nki_calls_counted/`: counted in the graphs and during the runs
 - `quality/`: the configuration's outputs compared with a reference or with right answers
@@ -21,19 +23,23 @@ DEVICE is `simulator` or `neuron`; a simulator's wall clock says nothing about T
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from statistics import median
 
-from evaluation.latency_metrics import latency_metrics
+from evaluation.estimates import Score
+from evaluation.latency_metrics import latency_metrics, score_metrics, slug
 from evaluation.records import AccuracyRecord, ErrorMapRecord, LogitComparison, LogitMatch
 from evaluation.results import ConfigurationResults
 from kernels import KERNELS
 from model.records import CompileManifest, GenerationRecord, PromptResult, RunTiming, TraceSummary
 
 
-def metrics(results: ConfigurationResults) -> dict[str, float]:
+def metrics(results: ConfigurationResults, score: Score | None = None) -> dict[str, float]:
     """All metrics of one configuration.
+
+    Args:
+        results: Of the stages.
+        score: The contest's (evaluation/score.py), which needs the baseline's results too.
 
     Values that are not finite are left out, since they fit neither JSON nor a chart;
     `quality/…_finite_…` is 0 then, and the verdict is fail.
@@ -50,7 +56,11 @@ def metrics(results: ConfigurationResults) -> dict[str, float]:
         clocks = ("latency_measured_", "throughput_measured_")
         found = {name: value for name, value in found.items() if not name.startswith(clocks)}
         found |= latency_metrics(results.latency)
+    if score is not None:
+        found |= score_metrics(score)
     if results.accuracy is not None:
+        if results.accuracy.verdict == "fail":  # how fast it is wrong compares with nothing
+            found = {n: x for n, x in found.items() if not n.startswith("latency_ratio_measured_")}
         found |= _accuracy_metrics(results.accuracy)
         found |= _agreement_metrics(results.accuracy)
     if results.error_map is not None:
@@ -70,14 +80,11 @@ def key_metrics(device: str, target: str) -> list[str]:
         f"latency_measured_{device}/tpot_ms_p50",
         f"latency_predicted_{slug(target)}/ttft_ms",
         f"latency_predicted_{slug(target)}/tpot_ms",
+        f"score_{'predicted' if device == 'simulator' else 'measured'}_"
+        f"{slug(target) if device == 'simulator' else device}/total",
         "trace_counted/nki_flops_ratio",
         "quality/gates_failed",
     ]
-
-
-def slug(text: str) -> str:
-    """`text` with only characters that MLflow allows within a section, at most 120."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.")[-120:] or "_"
 
 
 def kernel_calls(results: ConfigurationResults) -> dict[str, int]:

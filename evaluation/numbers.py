@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evaluation.estimates import Comparison, Estimate, Score
+from evaluation.estimates import Comparison, Estimate, Pair, Score
 
 
 def number(value: float) -> str:
@@ -23,15 +23,20 @@ def percent(value: float) -> str:
     return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
 
 
+def capital(text: str) -> str:
+    """With a capital at its beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def within(estimate: Estimate) -> str:
     """An estimate's 95 % interval."""
     if estimate.low is None or estimate.high is None:
-        return "too few runs for an interval"
+        return "no interval"
     return f"{number(estimate.low)} to {number(estimate.high)}"
 
 
-def ratio(comparison: Comparison) -> str:
-    """How many times as long as the baseline, with its interval: `1.100× (1.09 to 1.11)`."""
+def ratio(comparison: Comparison | Pair) -> str:
+    """How many times as long as the other, with its interval: `1.100× (1.09 to 1.11)`."""
     return f"{comparison.ratio.value:.3f}× ({within(comparison.ratio)})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from evaluation.estimates import Comparison, Score
+from evaluation.estimates import Comparison, Pair, Score
 from model.records import Device, Graph, Part, Record
 
 Verdict = Literal["pass", "fail"]
@@ -319,7 +319,7 @@ class ConfigurationSummary(Part):
     """Kernel -> calls in generation and accuracy together."""
     comparisons: tuple[Comparison, ...] = ()
     """Measured on `device` against the baseline, interleaved; the end-to-end latency first.
-    Empty if there are no timings; `reasons` says why."""
+    Empty if there are no timings, or it fails; `reasons` says why."""
     score: Score | None = None
     """The contest's score; None if its figures are missing."""
     mlflow_run_id: str | None
@@ -332,3 +332,7 @@ class Summary(Record):
     evaluation: str
     """Fingerprint of what all configurations share; runs of equal evaluation compare."""
     configurations: dict[str, ConfigurationSummary]
+    pairs: tuple[Pair, ...] = ()
+    """Every two configurations that pass, each pair once and by each latency, measured on their
+    `device`. Each verdict is of its own 95 % interval: among many pairs of equals one in twenty
+    may look different."""

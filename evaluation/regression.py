@@ -139,13 +139,15 @@ def _measured_rows(
         )
         return
     for change in measured_changes(champion.results, found):
-        slower = change.low is not None and change.low > 1
-        worse = slower and change.ratio > 1 + limits.measured_slowdown
-        better = change.high is not None and change.high < 1
-        known = change.low is not None and change.high is not None
+        ratio = change.ratio
+        known = ratio is not None and ratio.low is not None and ratio.high is not None
+        worse = better = False
         why = ""
-        if worse:
-            why = f"significantly slower, by {change.ratio - 1:.1%}"
+        if ratio is not None and ratio.low is not None and ratio.high is not None:
+            worse = ratio.low > 1 and ratio.value > 1 + limits.measured_slowdown
+            better = ratio.high < 1
+        if ratio is not None and worse:
+            why = f"significantly slower, by {ratio.value - 1:.1%}"
         elif not known:
             why = change.missing or "too few runs for an interval"
         yield RegressionRow(

@@ -15,13 +15,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.estimates import LATENCY_NAMES
-from evaluation.numbers import gate_value, number, percent, ratio, score_source, within
+from evaluation.estimates import COMPARED, LATENCY_NAMES
+from evaluation.numbers import capital, gate_value, number, percent, ratio, score_source, within
 from evaluation.plots import interval_figure, latency_figure, quality_figure
 from evaluation.plots_error import cut_point_figure
 from evaluation.plots_model import macs_share_figure, roofline_figure
 from evaluation.provenance import cpu_model, git_commit, versions
 from evaluation.records import Summary
+from evaluation.report_latency import conditions, gates, matrices
 from evaluation.report_sections import (
     best,
     budgets,
@@ -114,7 +115,8 @@ def render(
     )
     environment.filters |= {"number": number, "percent": percent, "gate_value": gate_value}
     environment.filters |= {"within": within, "ratio": ratio, "score_source": score_source}
-    environment.globals["latency_names"] = LATENCY_NAMES
+    environment.globals["latency_names"] = {x: capital(y) for x, y in LATENCY_NAMES.items()}
+    environment.globals["compared"] = COMPARED
     verdicts = [summary.configurations[found.name].verdict for found in configurations]
     entries, ledger_error = ledger_entries(config)
     return environment.get_template("report.html.j2").render(
@@ -125,6 +127,9 @@ def render(
         passed=verdicts.count("pass"),
         headline=headline(config, summary, configurations),
         tables=tables(config, summary, configurations),
+        matrices=matrices(summary),
+        conditions=conditions(configurations),
+        gates=gates(configurations),
         plots=pictures,
         shown=best(summary, configurations),
         ops=op_tables(configurations),

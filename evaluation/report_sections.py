@@ -187,10 +187,12 @@ def sources(config: Config) -> list[Source]:
     """For every section: measured, predicted or counted, by which stage, in which file."""
     measured, target = f"measured on {config.device}", f"predicted for {config.target}"
     compared = f"computed on {config.device}, compared"
+    score = measured if config.device == "neuron" else target
     rows = (
-        ("Latency", measured, "latency", "latency"),
+        ("Latency, verdicts, conditions", measured, "latency", "latency"),
         ("Every run", measured, "generate", "generate"),
         ("Predicted latency, ops, timeline", target, "trace", "trace"),
+        ("Contest score", f"{score}; ratios counted", "trace, latency", "trace"),
         ("MACs, Programs", "counted", "compile", "compile"),
         ("Quality, tasks, gates", f"{compared} with Hugging Face", "accuracy", "accuracy"),
         ("Error budget, cut points", f"{compared} without kernels", "accuracy", "error_map"),

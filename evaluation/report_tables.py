@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.estimates import Estimate, Metric
+from evaluation.estimates import COMPARED, LATENCY_NAMES, Estimate, Metric
 from evaluation.ledger import QUANTITIES, Quantity, predicted_ms
 from evaluation.metrics import worst
-from evaluation.numbers import number, percent
+from evaluation.numbers import capital, number, percent, within
 from evaluation.records import Summary
 from evaluation.results import ConfigurationResults
 from model.configuration import Config
@@ -28,8 +28,6 @@ class Column:
     text: Callable[[float], str]
     relative: bool = False
     """Also as a multiple of the baseline's, unless either failed."""
-    compares: bool = False
-    """Is such a multiple itself, and left out for a configuration that failed."""
     limit: str = ""
     beside: Callable[[ConfigurationResults], str] | None = None
     """A second, smaller text."""
@@ -41,6 +39,8 @@ class Cell:
 
     text: str
     beside: str = ""
+    kind: str = ""
+    """How the page marks it, beside its words."""
 
 
 def speed_columns(config: Config) -> list[Column]:
@@ -71,9 +71,6 @@ def interval_columns(
     if not any(found.latency for found in configurations):
         return []
     source = f"measured on {config.device}"
-    titles: dict[Metric, str] = {
-        "ttft_ms": "TTFT, ms", "tpot_ms": "TPOT, ms", "end_to_end_ms": "End to end, ms",
-    }  # fmt: skip
 
     def side(metric: Metric) -> Callable[[ConfigurationResults], Estimate | None]:
         return lambda found: (
@@ -82,28 +79,16 @@ def interval_columns(
             else None
         )
 
-    def ratio(found: ConfigurationResults) -> Estimate | None:
-        comparison = found.latency.comparison() if found.latency else None
-        return comparison.ratio if comparison else None
-
-    columns = [
+    return [
         Column(
-            f"{title[:-4]} mean, ms",
+            f"{capital(LATENCY_NAMES[metric])} mean, ms",
             source,
             _value(side(metric)),
             number,
             beside=_within(side(metric)),
         )
-        for metric, title in titles.items()
+        for metric in COMPARED
     ]
-    columns.append(
-        Column(
-            "End to end / baseline's", source, _value(ratio), lambda x: f"{x:.3f}×",
-            beside=_within(ratio),
-            compares=True,
-        )
-    )  # fmt: skip
-    return columns
 
 
 def _value(
@@ -121,13 +106,11 @@ def _within(
 ) -> Callable[[ConfigurationResults], str]:
     """The 95 % interval, as text."""
 
-    def within(found: ConfigurationResults) -> str:
+    def text(found: ConfigurationResults) -> str:
         each = estimate(found)
-        if each is None or each.low is None or each.high is None:
-            return "too few runs for an interval" if each else ""
-        return f"{number(each.low)} to {number(each.high)}"
+        return within(each) if each else ""
 
-    return within
+    return text
 
 
 def predicted_columns(configurations: Sequence[ConfigurationResults]) -> list[Column]:
@@ -290,8 +273,6 @@ def table(
         value = column.value(found)
         if value is None:
             return Cell("–")
-        if column.compares and not passed(found.name):
-            return Cell("not compared")
         text = column.text(value)
         if column.beside is not None:
             return Cell(text, column.beside(found))

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kernels
-from evaluation.metrics import kernel_calls, slug, worst
+from evaluation.estimates import Score
+from evaluation.latency_metrics import slug
+from evaluation.metrics import kernel_calls, worst
+from evaluation.numbers import number, ratio, score_source
 from evaluation.provenance import cpu_model, evaluation_fingerprint, git_commit
 from evaluation.results import ConfigurationResults, result_files
 from evaluation.summary import device_of, verdict_of
@@ -21,14 +24,22 @@ if TYPE_CHECKING:
 
 
 def results_fingerprint(config: Config, found: ConfigurationResults, results: Path) -> str:
-    """Of the result files' content, timings included: what is measured anew is a new run."""
+    """Of the result files' content, timings included: what is measured anew is a new run.
+
+    The baseline's trace is among them: the score's base comes from it.
+    """
     files = result_files(results, config.model, found.name)
+    files["base of the score"] = result_files(results, config.model, config.latency.baseline)[
+        "trace"
+    ]
     logged = {stage: path for stage, path in files.items() if stage != "track" and path.exists()}
     evaluation = evaluation_fingerprint(config, results)
     return fingerprint(evaluation, sorted(logged), *logged.values())
 
 
-def run_tags(config: Config, found: ConfigurationResults, results: Path) -> dict[str, str]:
+def run_tags(
+    config: Config, found: ConfigurationResults, results: Path, score: Score | None = None
+) -> dict[str, str]:
     """The run's tags: what it is, where from, and the note that MLflow shows first."""
     verdict, _ = verdict_of(found)
     commit = git_commit()
@@ -44,7 +55,7 @@ def run_tags(config: Config, found: ConfigurationResults, results: Path) -> dict
         "git_dirty": str(commit.dirty).lower(),
         "mlflow.source.name": "nki-assay",
         "mlflow.source.git.commit": commit.sha,
-        "mlflow.note.content": describe(config, found),
+        "mlflow.note.content": describe(config, found, score),
         # Wall clock compares only on one kind of machine; see evaluation/regression.py.
         "cpu": cpu_model(),
         "writer": writer(),
@@ -178,7 +189,7 @@ def parameters(config: Config, found: ConfigurationResults) -> dict[str, Any]:
     return values
 
 
-def describe(config: Config, found: ConfigurationResults) -> str:
+def describe(config: Config, found: ConfigurationResults, score: Score | None = None) -> str:
     """What the run found, in two sentences of Markdown."""
     verdict, reasons = verdict_of(found)
     calls = {kernel: count for kernel, count in kernel_calls(found).items() if count}
@@ -192,12 +203,23 @@ def describe(config: Config, found: ConfigurationResults) -> str:
         if kl is not None:
             limit = config.accuracy.tolerances.bfloat16_kl_per_token
             first += f" (KL divergence from HF in bf16 {kl:.2g} nats/token, limit {limit:g})"
-    if found.generation is None:
-        return f"{first}. Nothing was timed."
-    timed, device = found.generation.measured, found.generation.device
-    share = f"; {found.trace.nki_flops_ratio:.2%} of the MACs run in NKI" if found.trace else ""
-    caveat = " and says nothing about Trainium" if device == "simulator" else ""
-    return (
-        f"{first}. Median TTFT is {timed.ttft_ms_p50:.3g} ms and TPOT {timed.tpot_ms_p50:.3g} ms, "
-        f"which is wall clock measured on the {device}{caveat}{share}."
-    )
+    said = [_timed(found, compared=verdict == "pass")]
+    if score is not None:
+        said.append(f"the contest score is {number(score.total)} ({score_source(score)})")
+    if found.trace is not None:
+        said.append(f"{found.trace.nki_flops_ratio:.2%} of the MACs run in NKI (counted)")
+    return f"{first}. {'; '.join(said)}."
+
+
+def _timed(found: ConfigurationResults, *, compared: bool) -> str:
+    """What the latency stage measured, and beside the baseline if the answers are right."""
+    record = found.latency
+    if record is None or record.measured is None:
+        return "Nothing was timed" if record is None else "The timings are withheld"
+    ttft, tpot = (number(record.measured.metrics[x].p50.value) for x in ("ttft_ms", "tpot_ms"))
+    text = f"Median TTFT is {ttft} ms and TPOT {tpot} ms"
+    pair = record.comparison()
+    if compared and pair is not None:
+        text += f", end to end {pair.verdict} beside {record.baseline}, {ratio(pair)}"
+    caveat = " and says nothing about Trainium" if record.device == "simulator" else ""
+    return f"{text}, which is wall clock measured on the {record.device}{caveat}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evaluation.estimates import Score
 from evaluation.metrics import kernel_calls, metrics
 from evaluation.provenance import evaluation_fingerprint
 from evaluation.records import ConfigurationSummary, StageError, Summary, Verdict
@@ -32,15 +33,24 @@ def summarise_read(
     config: Config, results: Path, configurations: Sequence[ConfigurationResults]
 ) -> Summary:
     """`summarise` for configurations already read."""
-    by_name = {found.name: found for found in configurations}
-    baseline = by_name.get(config.latency.baseline)
+    # scipy, which jobs that only want a verdict have no use for.
+    from evaluation.pairs import pairs
+
+    verdicts = {found.name: verdict_of(found)[0] for found in configurations}
     return Summary(
         model=config.model,
         evaluation=evaluation_fingerprint(config, results),
         configurations={
-            found.name: _configuration(config, found, baseline) for found in configurations
+            found.name: _configuration(config, found, results, verdicts) for found in configurations
         },
+        pairs=pairs(configurations, verdicts, config.latency.smallest_difference),
     )
+
+
+def score_of(config: Config, found: ConfigurationResults, results: Path) -> Score | None:
+    """The contest's score; the baseline's results are read even if it is not chosen."""
+    [baseline] = read_all(results, config.model, [config.latency.baseline])
+    return score(config, found, baseline)
 
 
 def verdict_of(found: ConfigurationResults) -> tuple[Verdict, list[str]]:
@@ -111,16 +121,22 @@ def device_of(config: Config, found: ConfigurationResults) -> Device:
 
 
 def _configuration(
-    config: Config, found: ConfigurationResults, baseline: ConfigurationResults | None
+    config: Config,
+    found: ConfigurationResults,
+    results: Path,
+    verdicts: Mapping[str, Verdict],
 ) -> ConfigurationSummary:
     verdict, reasons = verdict_of(found)
+    scored = score_of(config, found, results)
+    # How fast a wrong answer comes is of no interest, nor how much slower right ones are.
+    compared = verdict == "pass" and verdicts.get(config.latency.baseline, "pass") == "pass"
     return ConfigurationSummary(
         verdict=verdict,
         reasons=reasons,
         device=device_of(config, found),
-        metrics=metrics(found),
+        metrics=metrics(found, scored),
         kernel_calls=kernel_calls(found),
-        comparisons=tuple(found.latency.comparisons) if found.latency else (),
-        score=score(config, found, baseline),
+        comparisons=tuple(found.latency.comparisons) if found.latency and compared else (),
+        score=scored,
         mlflow_run_id=found.tracked.mlflow_run_id if found.tracked else None,
     )

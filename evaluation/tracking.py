@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation import ledger
+from evaluation.estimates import Score
 from evaluation.metrics import key_metrics, metrics, token_latencies
 from evaluation.records import TrackedRun
 from evaluation.results import ConfigurationResults, read_results
@@ -35,6 +36,7 @@ from evaluation.store import (
     public_uri,
     store_client,
 )
+from evaluation.summary import score_of
 from model.configuration import Config, kernel_configuration_path
 from model.records import write_json
 
@@ -121,14 +123,15 @@ def track(config: Config, name: str, results: Path, output: Path) -> TrackedRun:
         RecordError: a result file, or the ledger, cannot be read.
     """
     found = read_results(results, config.model, name)
-    tags = run_tags(config, found, results)
+    score = score_of(config, found, results)
+    tags = run_tags(config, found, results, score)
     client = store_client()
     with only_writer():
         experiment = experiment_id(client, config)
         run = _finished_run(client, experiment, tags)
         if run is None:
             run = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-            _log(client, experiment, run, config, found, results)
+            _log(client, experiment, run, config, found, results, score)
             client.set_terminated(run, status="FINISHED")
             run = _first_finished(client, experiment, tags, run)
         ledger.append(ledger.entry_of(config, found, run, tags))
@@ -200,6 +203,7 @@ def _log(
     config: Config,
     found: ConfigurationResults,
     results: Path,
+    score: Score | None,
 ) -> None:
     from mlflow.entities import LoggedModelOutput, Param
 
@@ -211,8 +215,11 @@ def _log(
     client.log_inputs(run, datasets=inputs)
     client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
     now = int(client.get_run(run).info.start_time)
-    for points in _chunks(_points(found, inputs, model.model_id, run, now), METRICS_PER_REQUEST):
-        client.log_batch(run, metrics=points)
+    points = _points(metrics(found, score), found, inputs, model.model_id, run, now)
+    for some_points in _chunks(points, METRICS_PER_REQUEST):
+        client.log_batch(run, metrics=some_points)
+    if score is not None:
+        client.log_dict(run, score.model_dump(mode="json"), "results/score/score.json")
     for file, folder in artifact_files(config, found, results).items():
         client.log_artifact(run, file, folder)
     for name, figure in run_plots(found).items():
@@ -252,7 +259,12 @@ def _log_model(
 
 
 def _points(
-    found: ConfigurationResults, inputs: list[DatasetInput], model: str, run: str, now: int
+    values: Mapping[str, float],
+    found: ConfigurationResults,
+    inputs: list[DatasetInput],
+    model: str,
+    run: str,
+    now: int,
 ) -> list[Metric]:
     """All metrics, tied to the model and the data they are about; latencies token by token."""
     from mlflow.entities import Metric
@@ -261,7 +273,7 @@ def _points(
         name, digest = dataset_of(key, inputs) or (None, None)
         return Metric(key, _readable(value), now, step, model, name, digest, run)
 
-    points = [point(key, value, 0) for key, value in metrics(found).items()]
+    points = [point(key, value, 0) for key, value in values.items()]
     if found.generation is not None:
         series = f"latency_measured_{found.generation.device}/inter_token_ms"
         latencies = token_latencies(found.generation)

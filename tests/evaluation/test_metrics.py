@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import samples
 
-from evaluation.metrics import kernel_calls, metrics, token_latencies, worst
+from evaluation.estimates import PromptScore, Score
+from evaluation.metrics import kernel_calls, key_metrics, metrics, token_latencies, worst
 from evaluation.results import ConfigurationResults, read_results
 
 
@@ -66,8 +68,48 @@ def test_matching_rounding_and_error_budget_have_sections(found: ConfigurationRe
         assert values[name] == row.relative_l2_error
 
 
+SCORE = Score(
+    source="predicted", device="trn2", base="baseline, predicted for trn2", comparable=False,
+    accuracy=1, total=6.0, total_corrected=5.0, notes=(),
+    prompts=(
+        PromptScore(
+            prompt="short prompt", context_tokens=18, new_tokens=622, context_bucket=64,
+            base_latency_ms=4000.0, latency_ms=2000.0, base_tokens_per_s=160.0,
+            tokens_per_s=320.0, nki_flops_ratio=0.5, nki_flops_ratio_weighted=0.25, score=6.0,
+            score_corrected=5.0,
+        ),
+    ),
+)  # fmt: skip
+
+
+def test_the_score_has_a_section_that_says_it_is_predicted(found: ConfigurationResults) -> None:
+    names = {name: value for name, value in metrics(found, SCORE).items() if "score" in name}
+    assert names == {
+        "score_predicted_trn2/total": 6.0,
+        "score_predicted_trn2/total_corrected": 5.0,
+        "score_predicted_trn2/accuracy": 1.0,
+        "score_predicted_trn2/prompt_short_prompt": 6.0,
+        "score_predicted_trn2/prompt_short_prompt_corrected": 5.0,
+    }
+    measured = SCORE.model_copy(update={"source": "measured", "device": "neuron"})
+    assert "score_measured_neuron/total" in metrics(found, measured)
+    assert "score_measured_neuron/total" in key_metrics("neuron", "trn2")
+    assert "score_predicted_trn2/total" in key_metrics("simulator", "trn2")
+    assert not any("score_" in name for name in metrics(found))
+
+
+def test_a_wrong_configuration_has_no_ratio_to_the_baseline(found: ConfigurationResults) -> None:
+    assert found.accuracy is not None
+    ratio = "latency_ratio_measured_simulator/end_to_end_ratio"
+    assert metrics(found)[ratio] == pytest.approx(1.1)
+    wrong = found.accuracy.model_copy(update={"verdict": "fail"})
+    values = metrics(replace(found, accuracy=wrong))
+    assert not any(name.startswith("latency_ratio") for name in values)
+    assert "latency_measured_simulator/ttft_ms_p50" in values
+
+
 def test_mlflow_allows_every_name(found: ConfigurationResults) -> None:
-    for name in metrics(found):
+    for name in metrics(found, SCORE):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII), name
         assert len(name) <= 250
 

@@ -50,7 +50,9 @@ def read(results: Path, name: str) -> ConfigurationResults:
 def test_a_small_model_is_scored_against_its_baseline_by_predictions(results: Path) -> None:
     baseline, norms = read(results, "baseline"), read(results, "norms")
     assert norms.trace is not None
-    faster = samples.trace("norms", samples.OPS_OF["norms"], slower=0.5)
+    faster = samples.trace(
+        "norms", samples.OPS_OF["norms"], slower=samples.PREDICTED["baseline"] / 2
+    )
     norms = ConfigurationResults(
         "norms", trace=faster, accuracy=norms.accuracy, latency=norms.latency
     )

@@ -34,6 +34,46 @@ def test_a_whole_configuration_passes(results: Path) -> None:
     assert norms.mlflow_run_id == "r1"
 
 
+def test_every_two_configurations_are_compared_by_every_latency(results: Path) -> None:
+    summary = summarise(samples.config(), results)
+    found = {(x.configuration, x.other, x.metric): x for x in summary.pairs}
+    chosen = (("rmsnorm", "baseline"), ("norms", "baseline"), ("norms", "rmsnorm"))
+    metrics = ("end_to_end_ms", "ttft_ms", "tpot_ms")
+    assert set(found) == {(*two, metric) for two in chosen for metric in metrics}
+    assert len(found) == len(summary.pairs)
+    direct = found["norms", "baseline", "ttft_ms"]
+    assert (direct.ratio.value, direct.verdict, direct.through) == (1.1, "slower", None)
+    indirect = found["norms", "rmsnorm", "ttft_ms"]
+    assert indirect.ratio.value == pytest.approx(1.1 / 1.05)
+    assert (indirect.verdict, indirect.through) == ("slower", "baseline")
+
+
+def test_what_fails_is_compared_with_nothing(results: Path) -> None:
+    def fails(name: str) -> Summary:
+        path = result_files(results, "tiny", name)["accuracy"]
+        before = path.read_text()
+        samples.accuracy(name, ["rmsnorm"], kl=0.2, passed=False).write(path)
+        summary = summarise(samples.config(), results)
+        path.write_text(before)
+        return summary
+
+    summary = fails("norms")
+    assert {(x.configuration, x.other) for x in summary.pairs} == {("rmsnorm", "baseline")}
+    assert summary.configurations["norms"].comparisons == ()
+    assert len(summary.configurations["rmsnorm"].comparisons) == 3
+    summary = fails("baseline")
+    assert {(x.configuration, x.other) for x in summary.pairs} == {("norms", "rmsnorm")}
+    assert all(found.comparisons == () for found in summary.configurations.values())
+
+
+def test_the_score_has_its_base_though_the_baseline_is_not_chosen(results: Path) -> None:
+    alone = summarise(samples.config(configurations=["norms"]), results).configurations["norms"]
+    assert alone.score is not None
+    assert alone.score.total == pytest.approx(2 * 1.25**2 * 1.02)
+    assert alone.metrics["score_predicted_trn2/total"] == alone.score.total
+    assert alone.score == summarise(samples.config(), results).configurations["norms"].score
+
+
 def test_the_summary_survives_its_file(results: Path, tmp_path: Path) -> None:
     summary = summarise(samples.config(), results)
     summary.write(tmp_path / "summary.json")

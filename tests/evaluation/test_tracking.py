@@ -73,6 +73,11 @@ def test_a_run_holds_what_a_person_compares(
     assert run.data.params["op.silu.kernel"] == "reference"
     assert run.data.params["buckets.context_encoding"] == "64"
     assert run.data.metrics["latency_measured_simulator/ttft_ms_p50"] == pytest.approx(21.56)
+    # Two prompts, each 1.25 times as fast as the baseline in latency and in throughput.
+    score = 2 * 1.25**2 * 1.02
+    assert run.data.metrics["score_predicted_trn2/total"] == pytest.approx(score)
+    logged = client().download_artifacts(run.info.run_id, "results/score/score.json")
+    assert json.loads(Path(logged).read_text())["prompts"][0]["base_latency_ms"] > 0
     tags = run.data.tags
     assert tags["kernel_config"] == "norms"
     assert tags["verdict"] == "pass"
@@ -81,7 +86,11 @@ def test_a_run_holds_what_a_person_compares(
     assert tags["fingerprint"] == tracked.fingerprint
     assert {"git_commit", "git_dirty"} <= set(tags)
     assert "nki_rmsnorm_kernel (288 calls)" in tags["mlflow.note.content"]
-    assert "says nothing about Trainium" in tags["mlflow.note.content"]
+    note = tags["mlflow.note.content"]
+    assert "says nothing about Trainium" in note
+    assert "Median TTFT is 21.6 ms" in note
+    assert "end to end slower beside baseline, 1.100× (1.09 to 1.11)" in note
+    assert f"the contest score is {score:.2f} (predicted for trn2)" in note
 
 
 def test_token_latencies_are_steps_and_files_are_artifacts(
@@ -99,6 +108,7 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
         "results/latency/latency.json",
         "results/accuracy/accuracy.json",
         "results/error_map/error_map.json",
+        "results/score/score.json",
         "kernel_configuration/norms.yaml",
         "programs/rmsnorm.txt",
         "programs/qk_norm.txt",
@@ -106,6 +116,19 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
         "plots/token_latencies_measured.png",
         "plots/ops_predicted_trn2.png",
     }
+
+
+def test_another_base_of_the_score_is_another_run(
+    send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
+) -> None:
+    send("norms")
+    path = result_files(Path("results"), "tiny", "baseline")["trace"]
+    before = path.read_text()
+    samples.trace("baseline", [], 2.5).write(path)
+    send("norms")
+    path.write_text(before)
+    scores = sorted(run.data.metrics["score_predicted_trn2/total"] for run in runs())
+    assert scores == pytest.approx([2 * 1.25**2 * 1.02, 2 * 2.5**2 * 1.02])
 
 
 def test_running_again_makes_no_duplicate(

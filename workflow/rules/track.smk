@@ -28,6 +28,10 @@ rule track:
         rules.generate.output,
         rules.latency.output,
         rules.accuracy.output,
+        # The base of the contest's score.
+        baseline_trace=expand(
+            rules.trace.output.summary, model=MODEL, configuration=BASELINE
+        ),
         checkpoint=rules.download.output.record,
         ready=rules.track_init.output.ready,
         configuration="config/kernels/{configuration}.yaml",
