@@ -38,8 +38,9 @@ def test_a_model_is_traced_without_its_weights(fresh: Checkout) -> None:
 
 
 def test_one_configuration_alone(fresh: Checkout) -> None:
-    # The baseline beside which it is timed is compiled, for the gates compare its fingerprints.
-    shared = {"download", "reference", "track_init", "compile baseline"}
+    # The baseline beside which it is timed is compiled, for the gates compare its fingerprints, and
+    # traced, for the score has its base in it.
+    shared = {"download", "reference", "track_init", "compile baseline", "trace baseline"}
     wanted = shared | jobs_of("rmsnorm")
     assert fresh.jobs("results/tracked/tiny-qwen3-moe/rmsnorm.json") == wanted
     assert fresh.jobs("--config", "configurations=[rmsnorm]") == wanted | {"report"}
