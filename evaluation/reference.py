@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import evaluation.offline  # noqa: F401  before any Hugging Face library
 
+import importlib.metadata
 import logging
 import os
 import tempfile
@@ -22,9 +23,7 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
 from evaluation.inputs import EvaluationError, read_texts
 from model.configuration import Config
@@ -32,6 +31,7 @@ from model.fingerprint import fingerprint
 from model.progress import progress
 from model.records import CheckpointRecord
 from model.runtime import checkpoint_directory
+from model.tokenizer import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def reference(config: Config, checkpoint: Path, output: Path) -> None:
         "fingerprint": fingerprint(
             "reference", SCHEMA_VERSION, record.fingerprint, tokens, prompts, new_tokens,
             list(DTYPES), "eager",
-            transformers.__version__, torch.__version__,
+            importlib.metadata.version("transformers"), torch.__version__,
         ),
     }  # fmt: skip
     _save(output, tensors, metadata)
@@ -110,9 +110,7 @@ def reference_tokens(config: Config, checkpoint: CheckpointRecord) -> list[list[
         EvaluationError: a text has fewer than two tokens, so that nothing can be decoded.
     """
     path, limit = Path(config.accuracy.texts), config.buckets.context_encoding[-1]
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint_directory(checkpoint), local_files_only=True
-    )
+    tokenizer = read_tokenizer(checkpoint_directory(checkpoint))
     tokens = []
     for number, text in enumerate(read_texts(path, config.accuracy.sequences), start=1):
         ids = [int(token) for token in tokenizer(text)["input_ids"]][:limit]
@@ -204,6 +202,8 @@ def load_hf(directory: Path, dtype: ReferenceDtype) -> Any:
     Raises:
         EvaluationError: the directory is no such checkpoint, or weights are missing.
     """
+    from transformers import Qwen3MoeForCausalLM  # takes seconds, and accuracy only reads the file
+
     try:
         model, loading = Qwen3MoeForCausalLM.from_pretrained(
             directory,

@@ -355,7 +355,7 @@ def local_config(config: ModelConfig, tp_degree: int) -> ModelConfig:
 def empty_weights(
     config: ModelConfig, dtype: torch.dtype, positions: int, tp_degree: int = 1
 ) -> Weights:
-    """One rank's weights, of no values; under a `FakeTensorMode` they take no memory.
+    """One rank's weights, of no values; on the meta device they take no memory.
 
     Args:
         config: of the whole model.

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import layer_reference
 from kernels.contracts import CONTRACTS
@@ -100,7 +99,7 @@ def record_op_calls(
         CheckpointError: the model does not divide by `tp_degree`.
     """
     calls: list[OpCall] = []
-    with FakeTensorMode():
+    with torch.device("meta"):
         kind: torch.dtype = getattr(torch, dtype)
         weights = empty_weights(architecture, kind, context, tp_degree)
         local = local_config(architecture, tp_degree)
@@ -289,7 +288,7 @@ def specialise(
 
 def _call_kernel(call: OpCall, kernel: Callable[..., Any]) -> Any:
     """The op's results, by its contract, on tensors without data."""
-    with FakeTensorMode():
+    with torch.device("meta"):
         arguments = [
             torch.empty(value.shape, dtype=getattr(torch, value.dtype))
             if isinstance(value, TensorSpec)

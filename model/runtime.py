@@ -23,6 +23,7 @@ from model.export import CompiledGraph, load_graph
 from model.ops import OpCheck, Ops, build_ops, kernel_entries
 from model.qwen3_moe import Cache, Qwen3Moe
 from model.records import CheckpointRecord, CompileManifest, Graph
+from model.tokenizer import read_tokenizer
 from simulator import targets
 
 
@@ -121,11 +122,9 @@ class LanguageModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer (a transformers fast tokenizer)."""
+        """The checkpoint's own tokenizer."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer  # seconds to import: only where needed
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
+            self._tokenizer = read_tokenizer(self._directory)
         return self._tokenizer
 
     def kernel_calls(self) -> dict[str, dict[Graph, int]]:

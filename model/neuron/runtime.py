@@ -31,6 +31,7 @@ from model.neuron.work_directory import WorkDirectory
 from model.ops import GRAPHS, OpCheck
 from model.records import CheckpointRecord, Graph
 from model.runtime import Generation, PromptError, check_buckets, checkpoint_directory, choose
+from model.tokenizer import read_tokenizer
 
 
 class NeuronLanguageModel:
@@ -63,11 +64,9 @@ class NeuronLanguageModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer (a transformers fast tokenizer)."""
+        """The checkpoint's own tokenizer."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
+            self._tokenizer = read_tokenizer(self._directory)
         return self._tokenizer
 
     def kernel_calls(self) -> dict[str, dict[Graph, int]]:
