@@ -213,7 +213,7 @@ def run_graphs(
     model.model.ops = ops
     result: dict[Graph, GraphRun] = {}
     runs: dict[Graph, Callable[[], list[Tensor]]] = {
-        "context_encoding": lambda: model.logits([ids[:context] for ids in tokens]),
+        "context_encoding": lambda: model.logits([ids[:context] for ids in tokens], rows),
         "token_generation": lambda: model.decode_logits(tokens, context),
     }
     for graph, run in runs.items():

@@ -36,7 +36,7 @@ from model.fingerprint import file_sha256, fingerprint
 from model.op_calls import CompileError, OpCall, record_op_calls, specialise
 from model.ops import KernelOp, fill, kernel_entries, kernel_name
 from model.records import CheckpointRecord, CompileManifest, Graph, GraphEntry, ProgramEntry
-from model.runtime import check_buckets, checkpoint_directory
+from model.runtime import check_buckets, checkpoint_directory, encoding_rows
 from simulator import targets
 from simulator.check import peak_bytes_per_partition
 from simulator.program import Program
@@ -85,7 +85,7 @@ def compile_configuration(
         environment_of(kernels),
         architecture,
         config.buckets,
-        [config.target, config.dtype, _batches(config)],
+        [config.target, config.dtype, list(_static_graphs(config))],
         [[entry.op, entry.kernel, entry.parameters] for entry in kernels],
     )
     store = None if cache is None else CompileCache(cache)
@@ -196,11 +196,13 @@ def _batches(config: Config) -> list[int]:
 
 
 def _static_graphs(config: Config) -> Iterator[tuple[int, Graph, int]]:
-    """Batch, graph and tokens of each sequence."""
+    """Batch, graph and tokens of each sequence, without repeats."""
+    found: dict[tuple[int, Graph, int], None] = {}
     for batch in _batches(config):
         for bucket in config.buckets.context_encoding:
-            yield batch, "context_encoding", bucket
-        yield batch, "token_generation", 1
+            found[encoding_rows(batch, bucket), "context_encoding", bucket] = None
+        found[batch, "token_generation", 1] = None
+    yield from found
 
 
 def _distinct(

@@ -26,6 +26,10 @@ from model.records import CheckpointRecord, CompileManifest, Graph
 from model.tokenizer import read_tokenizer
 from simulator import targets
 
+ENCODED_TOKENS = 512
+"""Tokens that `logits` encodes at once: rows times bucket. A kernel that sorts tokens takes time
+for each pair of them, so that four batches of 512 take 40 % of the time of one of 2048."""
+
 
 class PromptError(Exception):
     """A prompt that cannot be run; the message gives its length and the limit."""
@@ -136,13 +140,22 @@ class LanguageModel:
         return self.model.ops.op_checks()
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequence[list[int]]) -> list[Tensor]:
-        """Logits of every position, by context encoding: per sequence fp32 [len, vocab]."""
-        found: list[Tensor] = []
-        for batch in _batches(sequences, self.batch_size):
-            rows, _ = self._encode(batch, self.batch_size, every=True)
-            found += [rows[i, : len(tokens)].clone() for i, tokens in enumerate(batch)]
-        return found
+    def logits(self, sequences: Sequence[list[int]], rows: int | None = None) -> list[Tensor]:
+        """Logits of every position, by context encoding: per sequence fp32 [len, vocab].
+
+        Sequences alike in length share a batch, whatever their order: of `rows`, by default
+        `encoding_rows` of the bucket that holds the longest.
+        """
+        found: dict[int, Tensor] = {}
+        waiting = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+        while waiting:
+            bucket = self._bucket(len(sequences[waiting[0]]))
+            count = rows or encoding_rows(self.batch_size, bucket)
+            batch, waiting = waiting[:count], waiting[count:]
+            logits, _ = self._encode([sequences[index] for index in batch], count, every=True)
+            for row, index in enumerate(batch):
+                found[index] = logits[row, : len(sequences[index])].clone()
+        return [found[index] for index in range(len(sequences))]
 
     @torch.inference_mode()
     def chunked_logits(self, sequences: Sequence[list[int]], chunk: int) -> list[Tensor]:
@@ -270,16 +283,19 @@ class LanguageModel:
         self, prompts: Sequence[list[int]], rows: int, every: bool = False
     ) -> tuple[Tensor, Cache]:
         """Context encoding at the bucket that holds the longest prompt, with `rows` rows."""
-        longest = max(map(len, prompts))
+        tokens, lengths = self._padded(prompts, rows, self._bucket(max(map(len, prompts))))
+        cache = self._empty_cache(rows)
+        return self.graphs.context_encoding(tokens, lengths, cache, every), cache
+
+    def _bucket(self, longest: int) -> int:
+        """The smallest bucket that holds so many tokens."""
         bucket = next((size for size in self.buckets if size >= longest), None)
         if bucket is None:
             raise PromptError(
                 f"a prompt of {longest} tokens is longer than the largest context_encoding "
                 f"bucket ({self.buckets[-1]}); shorten it or add a bucket to the configuration"
             )
-        tokens, lengths = self._padded(prompts, rows, bucket)
-        cache = self._empty_cache(rows)
-        return self.graphs.context_encoding(tokens, lengths, cache, every), cache
+        return bucket
 
     def _padded(self, prompts: Sequence[list[int]], rows: int, width: int) -> tuple[Tensor, Tensor]:
         """Tokens int64 [rows, width] and lengths int32 [rows, 1]; rows without a prompt have 1."""
@@ -323,6 +339,11 @@ def choose(logits: Tensor, sampling: Sampling | None, random: torch.Generator | 
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     return int(tokens[probabilities.multinomial(1, generator=random)])
+
+
+def encoding_rows(batch_size: int, bucket: int) -> int:
+    """Rows of a batch whose every position's logits are wanted, at a bucket."""
+    return max(1, min(batch_size, ENCODED_TOKENS // bucket))
 
 
 def _batches(sequences: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:

@@ -18,13 +18,23 @@ Array = np.ndarray[Any, Any]
 
 _F32 = np.dtype(np.float32)
 
-_VALUES: dict[np.dtype[Any], Array] = {
-    dtype.numpy: np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
-    for dtype in DTYPES.values()
-    if dtype.is_float and dtype.itemsize == 1
+_F16 = np.dtype(np.float16)
+_BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+_VALUES: dict[np.dtype[Any], tuple[Array, np.dtype[Any]]] = {
+    dtype: (
+        np.arange(1 << 8 * dtype.itemsize, dtype=_BITS[dtype.itemsize])
+        .view(dtype)
+        .astype(np.float32),
+        _BITS[dtype.itemsize],
+    )
+    for dtype in (
+        _F16,
+        *(x.numpy for x in DTYPES.values() if x.is_float and x.itemsize == 1),
+    )
 }
-"""The fp32 value of each bit pattern of the fp8 dtypes: a look-up is five times as fast as
-their conversion, function by function."""
+"""The fp32 value of each bit pattern of the fp8 dtypes and fp16, and the integers that hold the
+patterns: a look-up is five times as fast as the conversion of fp8, function by function, and twice
+as fast as NumPy's of fp16."""
 
 
 def physical(dtype: DType, is_precise: bool = True) -> np.dtype[Any]:
@@ -38,17 +48,22 @@ def as_float32(array: Array) -> Array:
     """The values as fp32; the array itself if it is fp32 already."""
     if array.dtype == _F32:
         return array
-    values = _VALUES.get(array.dtype)
-    return array.astype(np.float32) if values is None else values[array.view(np.uint8)]
+    known = _VALUES.get(array.dtype)
+    if known is None:
+        return array.astype(np.float32)
+    values, bits = known
+    found: Array = values.take(array.view(bits), mode="clip")
+    return found
 
 
 def copy_float32(dst: Array, src: Array) -> None:
     """Write the values of `src`, of any dtype, to an fp32 array of the same shape."""
-    values = _VALUES.get(src.dtype)
-    if values is None:
+    known = _VALUES.get(src.dtype)
+    if known is None:
         np.copyto(dst, src)
     else:
-        np.take(values, src.view(np.uint8), out=dst, mode="clip")  # "raise" would buffer
+        values, bits = known
+        values.take(src.view(bits), out=dst, mode="clip")  # "raise" would buffer
 
 
 def round_tfloat32(dst: Array, src: Array) -> None:

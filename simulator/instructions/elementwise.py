@@ -30,6 +30,7 @@ from simulator.instructions.datapath import reader as reader
 from simulator.instructions.limits import all_of, not_both_in_psum
 from simulator.instructions.reductions import check_tensor_reduce, lower_tensor_reduce
 from simulator.instructions.table import Array, Arrays, Operand, Run, Slots, instruction
+from simulator.numerics import store
 from simulator.operators import (
     ALU,
     BITVEC,
@@ -101,6 +102,45 @@ def _truth_to(
     return run
 
 
+def _holds(predicate: np.ufunc, reverse: bool, x: Reader, y: Reader) -> Callable[[Arrays], Array]:
+    """A function (views) -> the predicate of both as booleans."""
+    if reverse:
+        x, y = y, x
+    return lambda views: predicate(x(views), y(views))
+
+
+_MANY = 4096
+"""Elements from which `_two_outcomes` saves more passes than it makes calls."""
+
+
+def _two_outcomes(
+    dst: NkiTensor,
+    slots: Slots,
+    held: Callable[[Arrays], Array],
+    last: Function,
+    z: Reader,
+) -> Run:
+    """dst = last(held, z), where z is a number or a column: each row has but two results."""
+    to, cast = slots(dst), store(dst.dtype)
+    shape = (dst.shape[0],) + (1,) * (len(dst.shape) - 1)
+    truths = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+
+    def run(views: Arrays) -> None:
+        where, operand, view = held(views), z(views), views[to]
+        outcomes = np.empty((2, *shape), view.dtype)
+        for outcome, truth in zip(outcomes, truths, strict=True):
+            cast(outcome, last(truth, operand))
+        view[...] = outcomes[0]
+        np.copyto(view, outcomes[1], where=where)
+
+    return run
+
+
+def _is_column(value: Any, dst: NkiTensor) -> bool:
+    """Whether an operand has one value for each row: no tile."""
+    return not isinstance(value, NkiTensor) or value.size == dst.shape[0]
+
+
 # --- tensor_tensor --------------------------------------------------------------------------
 
 
@@ -159,6 +199,8 @@ def _tensor_scalar(instruction: Instruction, slots: Slots) -> Run:
     if op1.predicate is not None:
         return _truth_to(dst, slots, op1.predicate, reverse1, start, z)
     last = stage(op1, b, reverse1)
+    if op0.predicate is not None and dst.size >= _MANY and _is_column(b, dst):
+        return _two_outcomes(dst, slots, _holds(op0.predicate, reverse0, x, y), last, z)
     return write(dst, slots, lambda views, out: last(start(views, out), z(views), out=out), (b,))
 
 

@@ -51,15 +51,23 @@ def _local_gather(instruction: Instruction, slots: Slots) -> Run:
     dst, src, index = (instruction[name] for name in ("dst", "src_buffer", "index"))
     to, frm, at = slots(dst), slots(src), slots(index)
     cores, size, per_row = src.shape[0] // CORE, src.free_size, index.free_size
-    valid, run_of = _valid_indices(instruction), np.arange(instruction["num_elem_per_idx"])
+    valid, each = _valid_indices(instruction), instruction["num_elem_per_idx"]
+    run_of = np.arange(each)
 
     def run(views: Arrays) -> None:
         # A core reads its indices partition by partition, then column by column.
         lists = views[at].reshape(cores, CORE, per_row).transpose(0, 2, 1).reshape(cores, -1)
-        places = (lists[:, :valid, None].astype(np.intp) + run_of).reshape(cores, 1, -1)
+        places = lists[:, :valid].astype(np.intp)
+        if each > 1:
+            places = (places[:, :, None] + run_of).reshape(cores, -1)
         _in_bounds(instruction, src, places, size)
-        rows = views[frm].reshape(cores, CORE, size)
-        views[to][...] = np.take_along_axis(rows, places, axis=2).reshape(dst.shape)
+        rows, target = views[frm].reshape(-1, size), views[to]
+        if (places == places[0]).all():
+            target[...] = rows.take(places[0], axis=1).reshape(dst.shape)
+            return
+        for core, chosen in enumerate(places):
+            own = slice(core * CORE, (core + 1) * CORE)
+            target[own] = rows[own].take(chosen, axis=1).reshape(target[own].shape)
 
     return run
 

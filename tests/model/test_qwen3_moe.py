@@ -9,6 +9,7 @@ import torch
 from random_model import VOCABULARY
 from transformers import Qwen3MoeForCausalLM
 
+from model import runtime
 from model.configuration import (
     Config,
     KernelConfiguration,
@@ -65,6 +66,26 @@ def test_context_encoding_equals_transformers(
     found = loaded(record, config, kernels).logits(sequences())
     assert [len(rows) for rows in found] == [7, 16, 5, 9]
     assert worst(found, reference["float32"]) < 1e-5
+
+
+def test_batches_of_any_size_and_order_give_the_same_logits(
+    record: CheckpointRecord, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "ENCODED_TOKENS", 16)  # one row of 16 tokens, two of 8
+    model = loaded(record, config, ALL)
+    given = [*sequences(), [3], [4, 5]]
+    encoded: list[tuple[int, ...]] = []
+    run = model.graphs.context_encoding
+    monkeypatch.setattr(
+        model.graphs,
+        "context_encoding",
+        lambda tokens, *rest: encoded.append(tuple(tokens.shape)) or run(tokens, *rest),
+    )
+    found = model.logits(given)
+    assert sorted(encoded) == [(1, 16), (1, 16), (2, 8), (2, 8)]  # 16; 9; 7 and 5; 2 and 1
+    assert encoded[0] == (1, 16)
+    alone = [model.logits([tokens])[0] for tokens in given]
+    assert worst(found, alone) < 1e-5
 
 
 @pytest.mark.parametrize("kernels", [BASELINE, ALL, SEPARATE], ids=["baseline", "all", "separate"])
