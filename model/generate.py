@@ -20,6 +20,7 @@ from model.configuration import (
     kernel_configuration_path,
     read_kernel_configuration,
 )
+from model.decoding import Generation
 from model.fingerprint import file_sha256, fingerprint
 from model.progress import progress
 from model.prompts import Prompt, read_prompts
@@ -30,7 +31,7 @@ from model.records import (
     PromptResult,
     RunTiming,
 )
-from model.runtime import Generation, LanguageModel, PromptError, load
+from model.runtime import LanguageModel, PromptError, load
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,9 @@
-"""Run a model under a kernel configuration: batches, buckets, cache, generation.
-
-Wall-clock times are this machine's, measured by `time.perf_counter`.
-"""
+"""Run a model under a kernel configuration: batches, buckets, cache, generation."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +13,7 @@ from torch import Tensor
 from model.checkpoint import ModelConfig, read_config, read_weights
 from model.configuration import Config, ConfigurationError, KernelConfiguration, Sampling
 from model.custom_ops import GraphError, running
+from model.decoding import Generation, choose, teacher_forced, timed_generation
 from model.export import CompiledGraph, load_graph
 from model.ops import OpCheck, Ops, build_ops, kernel_entries
 from model.qwen3_moe import Cache, Qwen3Moe
@@ -33,16 +28,6 @@ for each pair of them, so that four batches of 512 take 40 % of the time of one 
 
 class PromptError(Exception):
     """A prompt that cannot be run; the message gives its length and the limit."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One generated continuation, without its prompt; times are measured on this CPU."""
-
-    tokens: list[int]
-    ttft_ms: float
-    itl_ms: list[float]
-    end_to_end_ms: float
 
 
 class CompiledGraphs:
@@ -152,7 +137,7 @@ class LanguageModel:
             bucket = self._bucket(len(sequences[waiting[0]]))
             count = rows or encoding_rows(self.batch_size, bucket)
             batch, waiting = waiting[:count], waiting[count:]
-            logits, _ = self._encode([sequences[index] for index in batch], count, every=True)
+            logits = self._encode([sequences[index] for index in batch], count, every=True)
             for row, index in enumerate(batch):
                 found[index] = logits[row, : len(sequences[index])].clone()
         return [found[index] for index in range(len(sequences))]
@@ -199,15 +184,12 @@ class LanguageModel:
             )
         found: list[Tensor] = []
         for batch in _batches(sequences, self.batch_size):
-            _, cache = self._encode([tokens[:prefix] for tokens in batch], self.batch_size)
-            rows: list[list[Tensor]] = [[] for _ in batch]
-            for position in range(prefix, max(map(len, batch))):
-                fed = [tokens[min(position, len(tokens) - 1)] for tokens in batch]
-                logits = self._step(fed, [position] * len(batch), cache)
-                for i, tokens in enumerate(batch):
-                    if position < len(tokens):
-                        rows[i].append(logits[i])
-            found += [torch.stack(row) for row in rows]
+            self._encode([tokens[:prefix] for tokens in batch], self.batch_size)
+            found += teacher_forced(
+                batch,
+                prefix,
+                lambda tokens, at: self._step(tokens, [at] * len(tokens), self.batch_size),
+            )
         return found
 
     @torch.inference_mode()
@@ -245,7 +227,7 @@ class LanguageModel:
     def _generate_batch(
         self, prompts: Sequence[list[int]], new: int, stop: set[int]
     ) -> list[list[int]]:
-        logits, cache = self._encode(prompts, self.batch_size)
+        logits = self._encode(prompts, self.batch_size)
         found = [[choose(logits[row], None, None)] for row in range(len(prompts))]
         limits = [min(new, self.max_length - len(prompt) + 1) for prompt in prompts]
         going = set(range(len(prompts)))
@@ -258,34 +240,26 @@ class LanguageModel:
                 min(len(prompt) + len(tokens), self.max_length) - 1
                 for prompt, tokens in zip(prompts, found, strict=True)
             ]
-            logits = self._step([tokens[-1] for tokens in found], positions, cache)
+            logits = self._step([tokens[-1] for tokens in found], positions, self.batch_size)
             for i in going:
                 found[i].append(choose(logits[i], None, None))
 
     def _generate(
         self, prompt: list[int], new: int, stop: set[int], sampling: Sampling | None
     ) -> Generation:
-        random = None if sampling is None else torch.Generator().manual_seed(sampling.seed)
-        start = time.perf_counter()
-        logits, cache = self._encode([prompt], 1)
-        tokens = [choose(logits[0], sampling, random)]
-        times = [time.perf_counter()]
-        room = self.max_length - len(prompt)
-        while len(tokens) < min(new, room + 1) and tokens[-1] not in stop:
-            position = len(prompt) + len(tokens) - 1
-            logits = self._step(tokens[-1:], [position], cache)
-            tokens.append(choose(logits[0], sampling, random))
-            times.append(time.perf_counter())
-        gaps = [1e3 * (b - a) for a, b in pairwise(times)]
-        return Generation(tokens, 1e3 * (times[0] - start), gaps, 1e3 * (times[-1] - start))
+        return timed_generation(
+            lambda: self._encode([prompt], 1)[0],
+            lambda token, position: self._step([token], [position], 1)[0],
+            prompt_tokens=len(prompt),
+            most_tokens=min(new, self.max_length - len(prompt) + 1),
+            stop=stop,
+            sampling=sampling,
+        )
 
-    def _encode(
-        self, prompts: Sequence[list[int]], rows: int, every: bool = False
-    ) -> tuple[Tensor, Cache]:
+    def _encode(self, prompts: Sequence[list[int]], rows: int, every: bool = False) -> Tensor:
         """Context encoding at the bucket that holds the longest prompt, with `rows` rows."""
         tokens, lengths = self._padded(prompts, rows, self._bucket(max(map(len, prompts))))
-        cache = self._empty_cache(rows)
-        return self.graphs.context_encoding(tokens, lengths, cache, every), cache
+        return self.graphs.context_encoding(tokens, lengths, self._empty_cache(rows), every)
 
     def _bucket(self, longest: int) -> int:
         """The smallest bucket that holds so many tokens."""
@@ -320,25 +294,16 @@ class LanguageModel:
             self._caches[rows].clear()
         return self._caches[rows]
 
-    def _step(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
-        """One token per row, logits [rows, V]; rows beyond `tokens` are padding."""
-        rows = cache.keys[0].shape[0]
+    def _step(self, tokens: list[int], positions: list[int], rows: int) -> Tensor:
+        """One token per row against the cache that `_encode` filled: logits [rows, V].
+
+        Rows beyond `tokens` are padding.
+        """
         fed = torch.zeros(rows, 1, dtype=torch.int64)
         at = torch.zeros(rows, 1, dtype=torch.int32)
         fed[: len(tokens), 0] = torch.tensor(tokens)
         at[: len(positions), 0] = torch.tensor(positions, dtype=torch.int32)
-        return self.graphs.token_generation(fed, at, cache)
-
-
-def choose(logits: Tensor, sampling: Sampling | None, random: torch.Generator | None) -> int:
-    """The next token: the most likely, or a draw by temperature, top-k and top-p."""
-    if sampling is None:
-        return int(logits.argmax())
-    values, tokens = (logits / sampling.temperature).topk(min(sampling.top_k, logits.numel()))
-    probabilities = values.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    return int(tokens[probabilities.multinomial(1, generator=random)])
+        return self.graphs.token_generation(fed, at, self._caches[rows])
 
 
 def encoding_rows(batch_size: int, bucket: int) -> int:

@@ -19,10 +19,11 @@ Array = np.ndarray[Any, Any]
 _F32 = np.dtype(np.float32)
 
 _F16 = np.dtype(np.float16)
-_BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+_BITS: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 _VALUES: dict[np.dtype[Any], tuple[Array, np.dtype[Any]]] = {
     dtype: (
-        np.arange(1 << 8 * dtype.itemsize, dtype=_BITS[dtype.itemsize])
+        np.arange(1 << 8 * dtype.itemsize)
+        .astype(_BITS[dtype.itemsize])
         .view(dtype)
         .astype(np.float32),
         _BITS[dtype.itemsize],

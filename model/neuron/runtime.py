@@ -6,10 +6,8 @@ time, with logits of all positions from context encoding. Each is loaded when fi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from model.checkpoint import read_config
 from model.configuration import Config, KernelConfiguration, Sampling
+from model.decoding import Generation, teacher_forced, timed_generation
 from model.neuron.application import (
     Application,
     Kind,
@@ -30,7 +29,7 @@ from model.neuron.compiled import CompiledGraphs, compile_application
 from model.neuron.work_directory import WorkDirectory
 from model.ops import GRAPHS, OpCheck
 from model.records import CheckpointRecord, Graph
-from model.runtime import Generation, PromptError, check_buckets, checkpoint_directory, choose
+from model.runtime import PromptError, check_buckets, checkpoint_directory
 from model.tokenizer import read_tokenizer
 
 
@@ -135,14 +134,9 @@ class NeuronLanguageModel:
         for start in range(0, len(sequences), self.batch_size):
             batch = sequences[start : start + self.batch_size]
             self._encode("scoring", [tokens[:prefix] for tokens in batch])
-            rows: list[list[Tensor]] = [[] for _ in batch]
-            for position in range(prefix, max(map(len, batch))):
-                fed = [tokens[min(position, len(tokens) - 1)] for tokens in batch]
-                logits = self._step("scoring", fed, position)
-                for i, tokens in enumerate(batch):
-                    if position < len(tokens):
-                        rows[i].append(logits[i])
-            found += [torch.stack(row) for row in rows]
+            found += teacher_forced(
+                batch, prefix, lambda tokens, position: self._step("scoring", tokens, position)
+            )
         return found
 
     @torch.inference_mode()
@@ -169,20 +163,15 @@ class NeuronLanguageModel:
     def _generate(
         self, prompt: list[int], new: int, stop: set[int], sampling: Sampling | None
     ) -> Generation:
-        random = None if sampling is None else torch.Generator().manual_seed(sampling.seed)
         self._application("generation")  # loading is no part of the first token's time
-        start = time.perf_counter()
-        logits = self._encode("generation", [prompt])[0, -1]
-        tokens = [choose(logits, sampling, random)]
-        times = [time.perf_counter()]
-        room = self.max_length - len(prompt)
-        while len(tokens) < min(new, room + 1) and tokens[-1] not in stop:
-            position = len(prompt) + len(tokens) - 1
-            logits = self._step("generation", tokens[-1:], position)[0]
-            tokens.append(choose(logits, sampling, random))
-            times.append(time.perf_counter())
-        gaps = [1e3 * (b - a) for a, b in pairwise(times)]
-        return Generation(tokens, 1e3 * (times[0] - start), gaps, 1e3 * (times[-1] - start))
+        return timed_generation(
+            lambda: self._encode("generation", [prompt])[0, -1],
+            lambda token, position: self._step("generation", [token], position)[0],
+            prompt_tokens=len(prompt),
+            most_tokens=min(new, self.max_length - len(prompt) + 1),
+            stop=stop,
+            sampling=sampling,
+        )
 
     def _application(self, kind: Kind) -> Application:
         if kind not in self._loaded:

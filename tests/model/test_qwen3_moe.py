@@ -17,8 +17,9 @@ from model.configuration import (
     Sampling,
     read_kernel_configuration,
 )
+from model.decoding import choose
 from model.records import CheckpointRecord
-from model.runtime import LanguageModel, PromptError, choose, load
+from model.runtime import LanguageModel, PromptError, load
 
 BASELINE = KernelConfiguration(description="reference")
 ALL = read_kernel_configuration(Path("config/kernels/all.yaml"))
