@@ -80,6 +80,7 @@ def job(
             raise SystemExit(130) from None
         finally:
             show_progress(None)
+            logging.info("job: %.1f s of CPU time", time.process_time())
 
 
 @contextmanager

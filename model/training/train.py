@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers  # type: ignore[import-untyped]
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
