@@ -18,7 +18,6 @@ from evaluation.kernel_watch import (
     Seen,
     disturbed,
     first_difference,
-    graphs_of_ops,
     is_nki,
     watched,
 )
@@ -26,6 +25,7 @@ from evaluation.records import Gate
 from model.checkpoint import read_config
 from model.configuration import Config, ConfigurationError, KernelConfiguration
 from model.fingerprint import file_sha256
+from model.op_calls import graphs_of_ops
 from model.ops import GRAPHS, KernelOp, kernel_entries
 from model.records import CheckpointRecord, CompileManifest, Graph
 from model.runtime import LanguageModel, checkpoint_directory
@@ -200,7 +200,7 @@ def model_gates(
     if config.device != "simulator":
         return gates + _device_gates(inputs, model)
     architecture = read_config(checkpoint_directory(inputs.checkpoint))
-    expected = graphs_of_ops(architecture, inputs.kernels)
+    expected = graphs_of_ops(inputs.kernels, architecture.num_hidden_layers)
     for op in inputs.kernels.ops:
         gates += _op_gates(op, filled.get(op), seen.get(op), expected[op], inputs.manifest)
     shortest = min(sequences, key=len)

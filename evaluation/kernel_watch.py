@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from model.op_calls import record_op_calls
 from model.ops import GRAPHS, KernelOp
 from model.records import Graph
 from simulator.kernel import Kernel
@@ -75,21 +74,6 @@ def is_nki(kernel: Callable[..., Any]) -> bool:
     something too, and so may an object made from a kernel, which `isinstance` would let pass.
     """
     return type(kernel) is Kernel
-
-
-def graphs_of_ops(architecture: Any, configuration: Any) -> dict[str, set[Graph]]:
-    """Filled op -> the graphs that must call its kernel; found without running a kernel.
-
-    Args:
-        architecture: the model's, `model.checkpoint.ModelConfig`.
-        configuration: the kernel configuration.
-    """
-    graphs: dict[str, set[Graph]] = {op: set() for op in configuration.ops}
-    for graph in GRAPHS:
-        for call in record_op_calls(architecture, configuration, graph, context=8):
-            if call.kernel is not None:
-                graphs[call.op].add(graph)
-    return graphs
 
 
 def _counted(filled: KernelOp, seen: Seen) -> Callable[..., Any]:

@@ -17,7 +17,35 @@ Rows = Callable[..., torch.Tensor]
 """A part: an op that gives one tensor."""
 
 
-@torch.library.custom_op("nki_assay::expert_linear", mutates_args=())
+def _by_expert(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    order = experts.argsort(stable=True)
+    counts = experts.long().bincount(minlength=weight.shape[0]).tolist()
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            rows = order[start : start + count]
+            out[rows] = x[rows] @ weight[expert]
+            start += count
+    return out
+
+
+def _without_data(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+def _define_expert_linear() -> Any:
+    """Not by torch.library.custom_op, whose first call takes a second to import a compiler."""
+    name = "nki_assay::expert_linear"
+    torch.library.define(name, "(Tensor x, Tensor weight, Tensor experts) -> Tensor")
+    torch.library.impl(name, "default", _by_expert)
+    torch.library.register_fake(name, _without_data)
+    return torch.ops.nki_assay.expert_linear
+
+
+_EXPERT_LINEAR = _define_expert_linear()
+
+
 def expert_linear(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
     """Each row times its expert's matrix.
 
@@ -31,24 +59,11 @@ def expert_linear(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) 
     Returns:
         [rows, m].
     """
-    order = experts.argsort(stable=True)
-    counts = experts.long().bincount(minlength=weight.shape[0]).tolist()
-    out = x.new_empty(x.shape[0], weight.shape[2])
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            rows = order[start : start + count]
-            out[rows] = x[rows] @ weight[expert]
-            start += count
-    return out
+    result: torch.Tensor = _EXPERT_LINEAR(x, weight, experts)
+    return result
 
 
-@expert_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[2])
-
-
-@register_flop_formula(torch.ops.nki_assay.expert_linear)
+@register_flop_formula(_EXPERT_LINEAR)
 def _(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
     return 2 * x[0] * weight[1] * weight[2]
 

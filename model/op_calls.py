@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ def record_op_calls(
     tp_degree: int = 1,
     dtype: str = "bfloat16",
     every: bool = False,
+    device: Literal["meta", "cpu"] = "meta",
 ) -> list[OpCall]:
     """All op calls of one run of a graph, in order, as one tensor-parallel rank makes them.
 
@@ -92,6 +93,8 @@ def record_op_calls(
         tp_degree: ranks; 1 has no collectives.
         dtype: of weights and activations.
         every: context encoding gives logits of every position, not only of the last ones.
+        device: `cpu` runs references on real tensors, for a small model: what shapes alone would
+            take makes torch import its compiler, more than a second.
 
     Kernels are not loaded, so whether they can be is not known afterwards (`build_ops`).
 
@@ -99,7 +102,7 @@ def record_op_calls(
         CheckpointError: the model does not divide by `tp_degree`.
     """
     calls: list[OpCall] = []
-    with torch.device("meta"):
+    with torch.device(device):
         kind: torch.dtype = getattr(torch, dtype)
         weights = empty_weights(architecture, kind, context, tp_degree)
         local = local_config(architecture, tp_degree)
@@ -133,7 +136,12 @@ def _watched(
         ops = table()
         position = len(calls)
         outer, ops.inside = ops.inside, op
-        results = fake(op, *arguments) if filled else run(*arguments)
+        if not filled:
+            results = run(*arguments)
+        elif arguments[0].is_meta:
+            results = fake(op, *arguments)
+        else:
+            results = CONTRACTS[op].reference(*arguments)
         ops.inside = outer
         calls.insert(
             position,  # before what it calls itself
@@ -155,7 +163,7 @@ def _watched(
     return call
 
 
-@cache
+@functools.cache
 def argument_names(op: str) -> tuple[str, ...]:
     """An op's arguments: those of its schema, or of the function that no kernel replaces."""
     if op in CONTRACTS:
@@ -187,13 +195,13 @@ def _spec(value: Any) -> Any:
     return value
 
 
-@cache
-def _small_architecture() -> ModelConfig:
+@functools.cache
+def _small_architecture(layers: int) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "architectures": ["Qwen3MoeForCausalLM"],
             "hidden_size": 16,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "head_dim": 8,
@@ -211,15 +219,26 @@ def _small_architecture() -> ModelConfig:
     )
 
 
+def graphs_of_ops(configuration: KernelConfiguration, layers: int = 2) -> dict[str, set[Graph]]:
+    """Filled op -> the graphs that call its kernel; found without running a kernel.
+
+    Sizes do not matter for that, so it is a small model that runs; of the number of layers only
+    whether there is a second, the first to have something to add to the residual stream.
+    """
+    graphs: dict[str, set[Graph]] = {op: set() for op in configuration.ops}
+    architecture = _small_architecture(min(layers, 2))
+    for graph in GRAPHS:
+        for call in record_op_calls(architecture, configuration, graph, context=8, device="cpu"):
+            if call.kernel is not None:
+                graphs[call.op].add(graph)
+    return graphs
+
+
 def graphs_of_kernels(configuration: KernelConfiguration) -> dict[str, set[Graph]]:
     """Kernel name -> the graphs that call it; a kernel whose op is never called has none."""
-    graphs: dict[str, set[Graph]] = {
-        kernel_name(filled.kernel): set() for filled in configuration.ops.values()
-    }
-    for graph in GRAPHS:
-        for call in record_op_calls(_small_architecture(), configuration, graph, context=8):
-            if call.kernel is not None:
-                graphs[kernel_name(call.kernel)].add(graph)
+    graphs: dict[str, set[Graph]] = {}
+    for op, found in graphs_of_ops(configuration).items():
+        graphs.setdefault(kernel_name(configuration.ops[op].kernel), set()).update(found)
     return graphs
 
 
