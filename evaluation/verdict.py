@@ -29,6 +29,12 @@ Dtype = Literal["bfloat16", "float32"]
 
 GRAPHS: tuple[Graph, ...] = ("context_encoding", "token_generation")
 
+OWN_KL, OWN_FLIPS = 4.0, 2.0
+"""How many times HF's own bf16 error (from HF fp32) the bf16 logits may be from HF's bf16, in mean
+KL and in the share of other most likely tokens, where that is more than the absolute limit: a model
+of many close calls has flips by the dozen. With right kernels it was at most 1.5 and 1.3
+times on the random checkpoint these were set on (benchmarks/gates.py, seed 0; judged on others)."""
+
 TASKS_RUN = "tasks"
 """The key of `Measurements.kernel_calls` for the lm-eval run."""
 
@@ -187,6 +193,7 @@ def bfloat16_gates(measured: Measurements, graph: Graph, tolerances: Tolerances)
     # Two standard errors of a share: few tokens must not fail by chance.
     chance = relative.tokens**-0.5 if relative else 0.0
     further = f"{graph}: bfloat16 against HF bfloat16, both from HF float32"
+    kl_limit, agreement_limit = _gross_limits(measured, graph, tolerances)
     return [
         _alive(f"{graph}: bfloat16 logits", found),
         at_most(
@@ -207,14 +214,27 @@ def bfloat16_gates(measured: Measurements, graph: Graph, tolerances: Tolerances)
         at_most(
             f"{graph}: {name}: KL per token",
             found.kl_per_token_mean if found else None,
-            tolerances.bfloat16_kl_per_token,
+            kl_limit,
         ),
         at_least(
             f"{graph}: {name}: top-1 agreement",
             found.top1_agreement if found else None,
-            tolerances.bfloat16_top1_agreement,
+            agreement_limit,
         ),
     ]
+
+
+def _gross_limits(
+    measured: Measurements, graph: Graph, tolerances: Tolerances
+) -> tuple[float, float]:
+    """The limits of mean KL and top-1 agreement, as HF's own bf16 error allows."""
+    kl, agreement = tolerances.bfloat16_kl_per_token, tolerances.bfloat16_top1_agreement
+    own = measured.find(comparison_name("HF bfloat16", "HF float32"), graph)
+    if own is None:
+        return kl, agreement
+    # Not below half of HF's own agreement, however small that is.
+    allowed = max(1 - OWN_FLIPS * (1 - own.top1_agreement), own.top1_agreement / 2)
+    return max(kl, OWN_KL * own.kl_per_token_mean), min(agreement, allowed)
 
 
 def _kernel_gates(measured: Measurements, kernels: KernelConfiguration) -> list[Gate]:
