@@ -184,13 +184,11 @@ def summary(found: list[list[Row]], kernels: dict[str, KernelConfiguration]) -> 
     for op in sorted({rows[0]["op"] for rows in wrong}):
         own = [rows for rows in wrong if rows[0]["op"] == op]
         hosts = {rows[0]["configuration"]: kernels[rows[0]["configuration"]] for rows in own}
-        graphs = {
+        graphs = {  # in a configuration each kernel fills one op
             graph
             for each in hosts.values()
-            for graph in graphs_of_kernels(
-                each.model_copy(update={"ops": {op: each.ops[op]}})
-            )[kernel_name(each.ops[op].kernel)]
-        }  # fmt: skip
+            for graph in graphs_of_kernels(each)[kernel_name(each.ops[op].kernel)]
+        }
         by_op[op] = rates(own) | {"configurations": sorted(hosts)} | ranges(own, graphs)
     return {"right": rates(right), "right_by_configuration": by_configuration,
             "broken": rates(wrong), "broken_by_op": by_op}  # fmt: skip
