@@ -1,3 +1,3 @@
-from stubbed_checkout import finished, fresh
+from stubbed_checkout import finished, fresh, warm
 
-__all__ = ["finished", "fresh"]
+__all__ = ["finished", "fresh", "warm"]

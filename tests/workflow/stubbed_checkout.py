@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, run
 
 import pytest
 import yaml
+from warm_snakemake import WarmSnakemake
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("config", "envs", "evaluation", "kernels", "model", "profiles", "simulator", "workflow")
@@ -139,20 +141,31 @@ class Checkout:
     """A copy of this checkout in a temporary folder."""
 
     root: Path
+    warm: WarmSnakemake
 
-    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *arguments: str, **environment: str) -> CompletedProcess[str]:
         """Run snakemake there; its output is in `stdout`, both streams together."""
-        inherited = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
-        return subprocess.run(
+        return self.warm.run(
+            self.root, ["--cores", "1", "--nocolor", *arguments], self._environment(**environment)
+        )
+
+    def command(self, *arguments: str) -> CompletedProcess[str]:
+        """The same by a person's command, which imports everything anew."""
+        return run(
             [sys.executable, "-m", "snakemake", "--cores", "1", "--nocolor", *arguments],
             cwd=self.root,
-            env={**inherited, "OMP_NUM_THREADS": "1", **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            env=self._environment(),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
             text=True,
             timeout=120,
         )
+
+    @staticmethod
+    def _environment(**changes: str) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
+        return {**inherited, "OMP_NUM_THREADS": "1", **changes}
 
     def jobs(self, *arguments: str, **environment: str) -> set[str]:
         """What a dry run would run: the jobs' messages up to a colon."""
@@ -174,13 +187,20 @@ class Checkout:
     def copy(self, target: Path) -> Checkout:
         """Another copy, times of files kept."""
         shutil.copytree(self.root, target, symlinks=True)
-        return Checkout(target)
+        return Checkout(target, self.warm)
 
 
 @pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def warm() -> Iterator[WarmSnakemake]:
+    process = WarmSnakemake()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory, warm: WarmSnakemake) -> Checkout:
     """A checkout with stubs, never run; copy it before changing it."""
-    checkout = Checkout(tmp_path_factory.mktemp("checkout") / "fresh")
+    checkout = Checkout(tmp_path_factory.mktemp("checkout") / "fresh", warm)
     skip = shutil.ignore_patterns("__pycache__", "checkpoints", "training", "data")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, checkout.root / folder, ignore=skip)
@@ -207,6 +227,6 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def finished(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout whose evaluation is complete; copy it before changing it."""
     checkout = fresh.copy(tmp_path_factory.mktemp("finished") / "checkout")
-    done = checkout.snakemake("evaluate_all")
+    done = checkout.command("evaluate_all")
     assert done.returncode == 0, done.stdout
     return checkout
