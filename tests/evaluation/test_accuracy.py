@@ -26,6 +26,7 @@ from model.configuration import (
     Buckets,
     Config,
     Generate,
+    LogitMatching,
     ModelSource,
     kernel_configuration_path,
     read_kernel_configuration,
@@ -53,6 +54,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             tasks=str(folder / "tasks"),
             documents=5,
             batch_size=4,
+            logit_matching=LogitMatching(new_tokens=5),
         ),
     )
     reference(config, checkpoint, folder / "logits.safetensors")

@@ -57,6 +57,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         return build(three_configurations(root))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws no plots, where a test looks at words only: drawing is most of a report's time."""
+    monkeypatch.setattr("evaluation.report.picture", lambda *_: None)
+
+
 def build(results: Path, config: Config | None = None, *, partial: bool = False) -> str:
     page = results / "report.html"
     report(config or samples.config(), results, results / "summary.json", page, partial=partial)
@@ -106,6 +112,7 @@ def test_numbers_stand_beside_the_baselines_ratio(page: str) -> None:
     assert nki == "norms ✓ pass 2.0 % 4 48 1.50"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_pair_has_a_verdict_with_its_interval(results: Path) -> None:
     path = result_files(results, "tiny", "norms")["latency"]
     record = samples.latency("norms", 0.9)
@@ -140,6 +147,7 @@ def test_withheld_timings_say_why(results: Path) -> None:
     assert re.search(r"norms\s+✗ fail\s+–\s+withheld", screen.getvalue())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_configuration_that_fails_is_not_compared(results: Path) -> None:
     samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
         result_files(results, "tiny", "norms")["accuracy"]
@@ -260,6 +268,7 @@ def test_without_a_champion_it_says_how_to_promote(page: str) -> None:
     assert "snakemake --cores 1 promote --config champion=NAME" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_store_that_is_down_does_not_stop_the_report(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +279,7 @@ def test_a_store_that_is_down_does_not_stop_the_report(
     assert "MLflow at http://127.0.0.1:9 cannot be used" in text_of(build(results))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_broken_ledger_is_said_and_left_alone(results: Path) -> None:
     ledger = Path("mlflow/ledger.jsonl")
     ledger.parent.mkdir(exist_ok=True)
@@ -293,6 +303,7 @@ def test_a_refused_kernel_is_red_with_rule_file_and_line(page: str) -> None:
     assert "Split the free dimension." in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_wrong_answer_is_not_compared_by_speed(results: Path) -> None:
     samples.accuracy("norms", ["rmsnorm"], kl=0.2, passed=False).write(
         result_files(results, "tiny", "norms")["accuracy"]
@@ -346,6 +357,7 @@ def test_an_empty_results_folder_gives_a_report_too(
     assert "no result of compile, trace, generate, latency, accuracy" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_partial_report_stays_outdated(results: Path) -> None:
     page = build(results, partial=True)
     assert "Unfinished" in page
