@@ -16,6 +16,7 @@ from evaluation.store import TrackingError, store_client
 from evaluation.tracking import track
 from model.configuration import Config
 
+pytestmark = pytest.mark.usefixtures("unplotted")
 RESULTS = Path("results")
 
 

@@ -48,15 +48,20 @@ def client() -> Any:
     return store_client()
 
 
-def test_initialise_makes_store_and_experiment_and_may_be_repeated(project: Path) -> None:
+def test_initialise_makes_store_and_experiment_and_may_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ready = Path("mlflow/ready.json")
+    initialise(samples.config(), ready)
     first = ready.read_text()
     initialise(samples.config(), ready)
     assert ready.read_text() == first
     assert json.loads(first)["tracking_uri"] == "sqlite:///mlflow/mlflow.db"
     experiment = client().get_experiment_by_name("nki-assay")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert experiment.artifact_location == (project / "mlflow/artifacts").as_uri()
+    assert experiment.artifact_location == (tmp_path / "mlflow/artifacts").as_uri()
 
 
 def test_a_run_holds_what_a_person_compares(
@@ -118,6 +123,7 @@ def test_token_latencies_are_steps_and_files_are_artifacts(
     }
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_another_base_of_the_score_is_another_run(
     send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
 ) -> None:
@@ -131,6 +137,7 @@ def test_another_base_of_the_score_is_another_run(
     assert scores == pytest.approx([2 * 1.25**2 * 1.02, 2 * 2.5**2 * 1.02])
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_running_again_makes_no_duplicate(
     send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
 ) -> None:
@@ -140,6 +147,7 @@ def test_running_again_makes_no_duplicate(
     assert len(runs()) == 2
 
 
+@pytest.mark.usefixtures("unplotted")
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
 def test_an_unfinished_leftover_is_replaced(
     send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]], status: str
@@ -151,6 +159,7 @@ def test_an_unfinished_leftover_is_replaced(
     assert [(run.info.run_id, run.info.status) for run in runs()] == [(again, "FINISHED")]
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_changed_results_are_another_run(
     send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
 ) -> None:
@@ -165,6 +174,7 @@ def test_changed_results_are_another_run(
     assert send("rmsnorm") == first
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_a_refused_configuration_is_tracked_as_such(
     send: Callable[[str], TrackedRun], runs: Callable[[], list[Any]]
 ) -> None:
@@ -235,7 +245,11 @@ def test_two_evaluations_at_once_make_one_run_of_the_same_results(
     project: Path, request: pytest.FixtureRequest, runs: Callable[[], list[Any]]
 ) -> None:
     experiment = request.node.name
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, not in each process.
+    context.set_forkserver_preload(
+        ["alembic.command", "matplotlib.pyplot", "mlflow.store.tracking.sqlalchemy_store"]
+    )
     processes = [
         context.Process(target=_track_in_a_process, args=(experiment, name, number))
         for number, name in enumerate(("norms", "norms", "rmsnorm"))
