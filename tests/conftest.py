@@ -1,10 +1,16 @@
 """Settings of the whole suite: one thread (OpenMP spins under load), no network for hubs."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler.loadfile import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -12,6 +18,59 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import simulator.finder  # noqa: F401  (`import nki` works from here on)
+
+LONG = (
+    "tests/workflow/test_dag.py",
+    "tests/workflow/test_errors.py",
+    "tests/workflow/test_champion_rules.py",
+    "tests/evaluation/test_mlflow_server.py",
+    "tests/evaluation/test_tracking.py",
+    "tests/evaluation/test_champion.py",
+    "tests/model/test_compile.py",
+    "tests/model/test_stages.py",
+    "tests/kernels/test_moe_kernels.py",
+    "tests/evaluation/test_accuracy.py",
+    "tests/evaluation/test_report.py",
+    "tests/evaluation/test_gates.py",
+    "tests/kernels/test_attention_kernels.py",
+    "tests/kernels/test_projection_kernels.py",
+)
+"""Files of more than ten seconds: the workers begin with these."""
+
+TOGETHER = {
+    "tests/workflow/test_dag.py": "a finished checkout",
+    "tests/workflow/test_errors.py": "a finished checkout",
+    "tests/workflow/test_champion_rules.py": "a finished checkout",
+    "tests/evaluation/test_mlflow_server.py": "MLflow's tables",
+    "tests/evaluation/test_tracking.py": "MLflow's tables",
+    "tests/evaluation/test_champion.py": "MLflow's tables",
+    "tests/model/test_compile.py": "compilations",
+    "tests/model/test_stages.py": "compilations",
+}
+"""Files that share what takes seconds to make, and so go to one worker."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """For `--dist loadfile`: long files first, and those that share something to one worker."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class FilesByLength(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    config.option.loadscopereorder = False  # xdist's order is by the number of tests
+    return FilesByLength(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In workers long files come first; else the order is by name, as usual."""
+    if hasattr(config, "workerinput"):
+        rank = {file: number for number, file in enumerate(LONG)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
