@@ -23,7 +23,7 @@ evaluate: $(INSTALLED) ## run every configuration, log to MLflow, write results/
 	$(BIN)/snakemake --cores $(CORES) evaluate_all
 
 test: $(INSTALLED) ## run the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED) ## check style, types and the workflow
 	$(BIN)/ruff check .

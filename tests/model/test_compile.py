@@ -23,6 +23,7 @@ from model.qwen3_moe import Cache
 from model.records import CheckpointRecord, CompileManifest, write_text
 from model.runtime import LanguageModel, load
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SILU = "{silu: {kernel: nki_silu_kernel}}"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from stubbed_checkout import CONFIGURATIONS, Checkout
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkout(finished: Checkout, tmp_path: Path) -> Checkout:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from stubbed_checkout import CONFIGURATIONS, Checkout
 
+pytestmark = pytest.mark.slow
 STAGES = ("compile", "trace", "generate", "latency", "accuracy", "track")
 
 

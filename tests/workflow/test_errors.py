@@ -10,6 +10,8 @@ from stubbed_checkout import Checkout
 
 from evaluation.records import StageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkout(fresh: Checkout, tmp_path: Path) -> Checkout:
