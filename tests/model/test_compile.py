@@ -14,7 +14,7 @@ import torch
 from model import compile as compile_module
 from model.checkpoint import CheckpointError, read_config
 from model.compile import CompileError, compile_configuration
-from model.compile_cache import Compiled
+from model.compile_cache import CompileCache
 from model.configuration import Config, KernelConfiguration, read_kernel_configuration
 from model.custom_ops import GraphError
 from model.export import load_graph
@@ -50,15 +50,22 @@ class Compiler:
     def load(self, kernels: KernelConfiguration, dtype: str = "bfloat16") -> LanguageModel:
         return load(self.record, kernels, dtype=dtype, config=self.config, compiled=self.manifest)
 
-    def own_cache(self, first: CompileManifest) -> None:
-        """From here on a cache with nothing in it but `first`, a compilation of the shared one."""
-        (kept,) = (
-            file.parent
-            for file in self.cache.glob(f"*/{Compiled.FILE}")
-            if (found := Compiled.read(file)).graphs == first.graphs
-            and found.programs == first.programs
-        )
-        self.cache = Path(shutil.copytree(kept, self.root / "cache" / kept.name)).parent
+    def run_with_own_cache(self) -> CompileManifest:
+        """A compilation, and from here on a cache with nothing else in it."""
+        keys: list[str] = []
+        find = CompileCache.find
+
+        def find_and_note(store: CompileCache, key: str) -> Path | None:
+            keys.append(key)
+            return find(store, key)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CompileCache, "find", find_and_note)
+            manifest = self.run()  # with the shared cache: it is made only if no test made it
+        (key,) = keys
+        shutil.copytree(self.cache / key, self.root / "cache" / key)
+        self.cache = self.root / "cache"
+        return manifest
 
     def left(self) -> list[str]:
         """Everything under the manifest's folder."""
@@ -190,8 +197,7 @@ def test_the_same_compilation_is_done_once(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler.configure(SILU)
-    first = compiler.run()
-    compiler.own_cache(first)
+    first = compiler.run_with_own_cache()
     made: list[object] = []
 
     def stop(*arguments: object) -> None:
@@ -217,8 +223,7 @@ def test_the_same_compilation_is_done_once(
 
 def test_a_kept_compilation_that_is_spoilt_is_made_again(compiler: Compiler) -> None:
     compiler.configure(SILU)
-    first = compiler.run()
-    compiler.own_cache(first)
+    first = compiler.run_with_own_cache()
     for file in (compiler.root / "cache").rglob("*.pt2"):
         file.write_bytes(b"spoilt")
     again = compiler.run()
