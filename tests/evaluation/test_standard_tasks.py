@@ -17,6 +17,7 @@ from hub_cache import TEXT
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks._index import TaskIndex
 from test_lm_eval_adapter import import_hflm
+from transformers import PreTrainedTokenizerFast
 
 import evaluation.tasks
 from evaluation.inputs import EvaluationError
@@ -163,7 +164,7 @@ def hflm(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(made, "max_gen_toks", NEW_TOKENS)
     return made(
         pretrained=load_hf(TINY, "float32"),
-        tokenizer=model.tokenizer,
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(TINY),
         batch_size=1,
         max_length=LONGEST,
         device="cpu",
