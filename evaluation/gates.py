@@ -185,20 +185,32 @@ def model_gates(
     Args:
         config: the evaluation.
         inputs: what the model was loaded from.
-        model: the configuration's, without `check_ops`.
+        model: the configuration's, compiled, without `check_ops`.
         reference: the same model with no kernel.
         sequences: tokens, at least two each; the shortest is run once more for every kernel.
     """
     gates: list[Gate] = []
     filled = model.model.ops.filled if config.device == "simulator" else {}
     with watched(filled) as seen:  # as it is timed: one sequence, logits of its last token
-        model.generate(sequences, 2, [])
+        generated = model.generate(sequences, 2, [])
     plain = _both_graphs(model, sequences)
     exact = _both_graphs(reference, sequences)
     for graph in GRAPHS:
         gates += output_gates(graph, plain[graph], exact[graph])
     if config.device != "simulator":
         return gates + _device_gates(inputs, model)
+    written = LanguageModel(model.model, config, checkpoint_directory(inputs.checkpoint), 1)
+    same = [run.tokens for run in written.generate(sequences, 2, [])] == [
+        run.tokens for run in generated
+    ]
+    gates.append(
+        _gate(
+            "the compiled graphs give the model's tokens",
+            "yes" if same else "no",
+            "those of the model as it is written, one from each graph",
+            same,
+        )
+    )
     architecture = read_config(checkpoint_directory(inputs.checkpoint))
     expected = graphs_of_ops(inputs.kernels, architecture.num_hidden_layers)
     for op in inputs.kernels.ops:

@@ -7,6 +7,7 @@ says nothing about Trainium. Definitions are in docs/evaluation.md.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -38,7 +39,7 @@ from model.configuration import (
 )
 from model.fingerprint import file_sha256, fingerprint
 from model.prompts import read_prompts
-from model.records import CheckpointRecord, RunTiming
+from model.records import RunTiming
 from model.runtime import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -111,13 +112,10 @@ def latency(
     prompts: dict[str, list[int]] = {}
     conditions = None
     if all(gate.passed for gate in gates):
-        models = {
-            side: _load(config, sides[side].checkpoint, sides[side].kernels) for side in SIDES
-        }
+        compiled = {"configuration": manifest, "baseline": baseline_manifest}
+        models = {side: _load(config, sides[side], compiled[side]) for side in SIDES}
         prompts = read_tokens(config, models["baseline"])
-        reference = models["baseline"]
-        if sides["baseline"].kernels.ops:
-            reference = _load(config, sides["baseline"].checkpoint, NO_KERNELS)
+        reference = _load(config, dataclasses.replace(sides["baseline"], kernels=NO_KERNELS))
         for side in SIDES:
             found = model_gates(
                 config, sides[side], models[side], reference, list(prompts.values())
@@ -145,10 +143,16 @@ def _kernels(name: str) -> KernelConfiguration:
     return read_kernel_configuration(kernel_configuration_path(name))
 
 
-def _load(
-    config: Config, checkpoint: CheckpointRecord, kernels: KernelConfiguration
-) -> LanguageModel:
-    return runtime.load(checkpoint, kernels, dtype=config.dtype, config=config, batch_size=1)
+def _load(config: Config, side: Inputs, compiled: Path | None = None) -> LanguageModel:
+    """A side's model; with `compiled`, what its compile stage made of it is what runs."""
+    return runtime.load(
+        side.checkpoint,
+        side.kernels,
+        dtype=config.dtype,
+        config=config,
+        batch_size=1,
+        compiled=compiled,
+    )
 
 
 def _of(side: Side, gate: Gate, sides: dict[Side, Inputs]) -> Gate:

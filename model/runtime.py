@@ -48,12 +48,9 @@ class CompiledGraphs:
     def context_encoding(
         self, tokens: Tensor, lengths: Tensor, cache: Cache, every: bool = False
     ) -> Tensor:
-        """As `Qwen3Moe.context_encoding`, for the last positions only."""
-        if every:
-            raise GraphError(
-                "compiled graphs give the logits of a prompt's last token; load the model without "
-                "them for those of every token"
-            )
+        """As `Qwen3Moe.context_encoding`, which gives the logits of every position itself."""
+        if every:  # the graph ends at the last one's
+            return self._model.context_encoding(tokens, lengths, cache, every)
         return self._run("context_encoding", tokens, lengths, cache)
 
     def token_generation(self, tokens: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
@@ -340,8 +337,9 @@ def load(
         config: gives the buckets.
         check_ops: run every op's reference beside its kernel, and keep the worst error.
         batch_size: of `logits` and `decode_logits`; `config.accuracy.batch_size` if None.
-        compiled: a compile manifest, whose graphs `generate` then runs; else the model runs as it
-            is written, which gives the same numbers at any batch.
+        compiled: a compile manifest, whose graphs then run, one sequence at a time, but for the
+            logits of every position; else the model runs as it is written, which gives the same
+            numbers at any batch.
 
     Raises:
         CheckpointError: the checkpoint does not fit the architecture.

@@ -15,17 +15,21 @@ import torch
 
 import evaluation.latency
 import model.compile
+import model.runtime
 from evaluation.gates import output_gates, same_work_gates, sentences
 from evaluation.inputs import EvaluationError
+from evaluation.interleave import Runner, Session
 from evaluation.latency import latency
-from evaluation.latency_records import LatencyRecord
+from evaluation.latency_records import LatencyRecord, Side
 from evaluation.records import Gate
 from kernels.contracts import CONTRACTS
 from model.compile import compile_configuration
 from model.configuration import parse_config
 from model.download import download
-from model.ops import KernelOp
-from model.records import CheckpointRecord, CompileManifest, RecordError
+from model.ops import GRAPHS, KernelOp
+from model.qwen3_moe import Qwen3Moe
+from model.records import CheckpointRecord, CompileManifest, Graph, RecordError
+from model.runtime import CompiledGraphs
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,9 +164,18 @@ def bench(compiled: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     manifest = CompileManifest.model_validate_json(moved)
     manifest.model_copy(update={"fingerprint": manifest.own_fingerprint()}).write(path)
     monkeypatch.chdir(made.root)
-    # A later compilation is for its Programs: seconds for graphs that this stage only compares.
+    # A later compilation is for its Programs: its graphs take seconds, and the model as it is
+    # written does the same.
     monkeypatch.setattr(model.compile, "export_graph", lambda *_, **__: b"a graph")
+    monkeypatch.setattr(model.runtime, "CompiledGraphs", graphs_or_none)
     return made
+
+
+def graphs_or_none(model: Qwen3Moe, manifest: CompileManifest, folder: Path) -> Any:
+    """The compiled graphs, unless they are stand-ins."""
+    if any((folder / entry.file).read_bytes() == b"a graph" for entry in manifest.graphs):
+        return None
+    return CompiledGraphs(model, manifest, folder)
 
 
 def failed(gates: list[Gate]) -> list[str]:
@@ -272,6 +285,47 @@ def test_an_exported_graph_that_changed_is_not_timed(bench: Bench) -> None:
     (bench.manifest("mine").parent / manifest.graphs[1].file).unlink()
     said = f"{manifest.graphs[0].file} differs, {manifest.graphs[1].file} is missing"
     withheld(bench.latency(), said)
+
+
+@pytest.mark.parametrize("wrong", GRAPHS)
+def test_a_compiled_graph_that_is_not_the_models_is_not_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, wrong: Graph
+) -> None:
+    run = CompiledGraphs._run
+
+    def other(self: CompiledGraphs, graph: Graph, *inputs: Any) -> torch.Tensor:
+        logits = run(self, graph, *inputs)
+        return logits.roll(1, -1) if graph == wrong else logits
+
+    monkeypatch.setattr(CompiledGraphs, "_run", other)
+    record = bench.latency()
+    withheld(record, "the compiled graphs give the model's tokens: no")
+    assert {name.removeprefix("baseline (baseline): ") for name in failed(record.gates)} == {
+        "the compiled graphs give the model's tokens"
+    }
+
+
+def test_what_is_timed_are_the_compiled_graphs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Graph] = []
+    run = CompiledGraphs._run
+
+    def noted(self: CompiledGraphs, graph: Graph, *inputs: Any) -> torch.Tensor:
+        ran.append(graph)
+        return run(self, graph, *inputs)
+
+    def interleave(sides: dict[Side, Runner], prompts: list[str], *rest: Any) -> Session:
+        ran.clear()
+        for side in sides.values():
+            side(prompts[0])
+        assert ran == [GRAPHS[0], GRAPHS[1], GRAPHS[1]] * 2  # three tokens each
+        return real(sides, prompts, *rest)
+
+    real = evaluation.latency.interleave
+    monkeypatch.setattr(CompiledGraphs, "_run", noted)
+    monkeypatch.setattr(evaluation.latency, "interleave", interleave)
+    assert bench.latency().withheld == []
 
 
 def test_programs_that_were_not_compiled_are_not_timed(bench: Bench) -> None:
