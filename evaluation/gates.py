@@ -17,7 +17,6 @@ import torch
 from evaluation.kernel_watch import (
     Seen,
     disturbed,
-    first_difference,
     is_nki,
     watched,
 )
@@ -177,26 +176,25 @@ def model_gates(
     config: Config,
     inputs: Inputs,
     model: LanguageModel,
-    reference: LanguageModel,
+    reference: dict[Graph, list[torch.Tensor]],
     sequences: list[list[int]],
 ) -> list[Gate]:
-    """Run the model in both graphs, beside the reference, and see what its kernels do.
+    """Run the model in both graphs, and see what its kernels do.
 
     Args:
         config: the evaluation.
         inputs: what the model was loaded from.
         model: the configuration's, compiled, without `check_ops`.
-        reference: the same model with no kernel.
+        reference: `both_graphs` of the same model with no kernel.
         sequences: tokens, at least two each; the shortest is run once more for every kernel.
     """
     gates: list[Gate] = []
     filled = model.model.ops.filled if config.device == "simulator" else {}
     with watched(filled) as seen:  # as it is timed: one sequence, logits of its last token
         generated = model.generate(sequences, 2, [])
-    plain = _both_graphs(model, sequences)
-    exact = _both_graphs(reference, sequences)
+    plain = both_graphs(model, sequences)
     for graph in GRAPHS:
-        gates += output_gates(graph, plain[graph], exact[graph])
+        gates += output_gates(graph, plain[graph], reference[graph])
     if config.device != "simulator":
         return gates + _device_gates(inputs, model)
     written = LanguageModel(model.model, config, checkpoint_directory(inputs.checkpoint), 1)
@@ -215,13 +213,12 @@ def model_gates(
     expected = graphs_of_ops(inputs.kernels, architecture.num_hidden_layers)
     for op in inputs.kernels.ops:
         gates += _op_gates(op, filled.get(op), seen.get(op), expected[op], inputs.manifest)
-    shortest = min(sequences, key=len)
-    alone = _both_graphs(model, [shortest])
+    shortest = min(range(len(sequences)), key=lambda i: len(sequences[i]))
     for op, kernel in filled.items():
         for graph in sorted(expected[op]):
             with disturbed(kernel, graph):
-                other = _both_graphs(model, [shortest])
-            moved = first_difference(alone[graph], other[graph])
+                other = _logits(model, sequences[shortest], graph)
+            moved = not torch.equal(plain[graph][shortest], other)
             gates.append(
                 _gate(
                     f"{graph}: op {op}: the logits follow {kernel.name}",
@@ -233,13 +230,17 @@ def model_gates(
     return gates
 
 
-def _both_graphs(
+def both_graphs(
     model: LanguageModel, sequences: list[list[int]]
 ) -> dict[Graph, list[torch.Tensor]]:
     """All logits by context encoding, and the last token's by token generation."""
-    decoded = [model.decode_logits([x], len(x) - 1)[0] for x in sequences]
-    encoded = [model.logits([x])[0] for x in sequences]
-    return {"context_encoding": encoded, "token_generation": decoded}
+    return {graph: [_logits(model, x, graph) for x in sequences] for graph in GRAPHS}
+
+
+def _logits(model: LanguageModel, tokens: list[int], graph: Graph) -> torch.Tensor:
+    if graph == "context_encoding":
+        return model.logits([tokens])[0]
+    return model.decode_logits([tokens], len(tokens) - 1)[0]
 
 
 def _op_gates(

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from model.ops import GRAPHS, KernelOp
 from model.records import Graph
 from simulator.kernel import Kernel
@@ -98,8 +96,3 @@ def _noted(reference: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
         return reference(*args, **kwargs)
 
     return run
-
-
-def first_difference(ours: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether any figure differs."""
-    return any(not torch.equal(a, b) for a, b in zip(ours, other, strict=True))

@@ -11,8 +11,11 @@ import contextlib
 import io
 import logging
 import os
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -110,7 +113,7 @@ def load_graph(path: Path, sha256: str) -> CompiledGraph:
             f"{path}: is not the graph that was compiled (its sha256 differs from the "
             "manifest's); delete its folder and run snakemake, it compiles again"
         )
-    with _tensors_only(), _without_warnings():
+    with _tensors_only(), _without_warnings(), _type_hints_once():
         program = torch.export.load(path)
     module: CompiledGraph = program.module(check_guards=False)  # shapes are the bucket's
     return module
@@ -129,6 +132,23 @@ def _tensors_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _type_hints_once() -> Iterator[None]:
+    """torch's reader resolves the type hints of a class anew for each of a graph's thousands of
+    objects, half of the time that a graph takes; they are the same every time.
+    """
+    resolve = typing.get_type_hints
+    known: dict[Any, dict[str, Any]] = {}
+
+    def once(of: Any, *names: Any, **more: Any) -> dict[str, Any]:
+        if of not in known:
+            known[of] = resolve(of, *names, **more)
+        return known[of]
+
+    with mock.patch.object(typing, "get_type_hints", once):
+        yield
 
 
 def _without_warnings() -> contextlib.AbstractContextManager[None]:
