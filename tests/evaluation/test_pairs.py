@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import permutations
 
 import pytest
 import samples
 
+import evaluation.interleave
 from benchmarks.synthetic_latency import DRIFTING, PROMPTS, STALLING, Machine, Noise
 from evaluation.estimates import COMPARED, Comparison, Estimate
 from evaluation.interleave import interleave
@@ -80,6 +82,13 @@ def test_sessions_with_nothing_in_common_are_not_compared() -> None:
         assert reason in nothing_in_common(changed, other)
         both = [ConfigurationResults("norms", latency=changed), timed("rmsnorm", 1.05)]
         assert pairs(both, passed, 0.03) == ()  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synthetic machine's clock sees no collection; each would take as long as a session."""
+    monkeypatch.setattr(evaluation.interleave, "_no_collections", nullcontext)
+    monkeypatch.setattr("evaluation.interleave.gc.collect", lambda: 0)
 
 
 SESSIONS = 10
