@@ -6,12 +6,16 @@ Wherever a test says `withheld`, the whole stage ran and its record has the reas
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sample_kernel import KERNEL
+from torch.export import ExportedProgram
 
 import evaluation.latency
 import model.compile
@@ -32,48 +36,7 @@ from model.records import CheckpointRecord, CompileManifest, Graph, RecordError
 from model.runtime import CompiledGraphs
 
 ROOT = Path(__file__).parents[2]
-
-KERNEL = '''
-from pathlib import Path
-
-import nki
-import nki.isa as nisa
-import nki.language as nl
-import torch
-
-
-@nki.jit
-def scale_rows(x):
-    """SiLU of rows, times a factor."""
-    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
-    for start in range(0, x.shape[0], 128):
-        rows = min(128, x.shape[0] - start)
-        tile = nl.ndarray((rows, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(dst=tile, src=x[start : start + rows, :])
-        result = nl.ndarray((rows, x.shape[1]), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=result, op=nl.silu, data=tile)
-        cast = nl.ndarray((rows, x.shape[1]), dtype=x.dtype, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=cast, data=result, op0=nl.multiply, operand0=FACTOR)
-        nisa.dma_copy(dst=out[start : start + rows, :], src=cast)
-    return out
-
-
-class FallsBack(type(scale_rows)):
-    """Looks like a kernel, is compiled like one, and computes in PyTorch."""
-
-    def __call__(self, x):
-        return torch.nn.functional.silu(x)
-
-
-def plain(x):
-    return torch.nn.functional.silu(x)
-
-
-if Path(__file__).with_name("trick").exists():  # no source tells what a file does
-    trick = Path(__file__).with_name("trick").read_text()
-    scale_rows = FallsBack(scale_rows.function) if trick == "falls back" else plain
-'''
-
+LOAD = torch.export.load
 
 ROOT_OF_MEAN = "reciprocal_root(total, hidden, eps)"
 
@@ -168,7 +131,18 @@ def bench(compiled: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     # written does the same.
     monkeypatch.setattr(model.compile, "export_graph", lambda *_, **__: b"a graph")
     monkeypatch.setattr(model.runtime, "CompiledGraphs", graphs_or_none)
+    monkeypatch.setattr(torch.export, "load", loaded_once)
     return made
+
+
+@functools.cache
+def program_of(content: bytes) -> ExportedProgram:
+    return LOAD(io.BytesIO(content))
+
+
+def loaded_once(path: Path) -> ExportedProgram:
+    """A graph's Program, which takes most of a second; it depends on the file alone."""
+    return program_of(path.read_bytes())
 
 
 def graphs_or_none(model: Qwen3Moe, manifest: CompileManifest, folder: Path) -> Any:
