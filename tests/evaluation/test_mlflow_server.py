@@ -147,10 +147,16 @@ def metric_rows(page: Any) -> dict[str, list[str]]:
     )
     grids = "[...document.querySelectorAll('#metrics .ReactVirtualized__Grid')]"
     cells: dict[float, dict[float, str]] = {}
+    rows_in_sight = f"""() => {grids}.every(grid => {{
+        const cells = [...grid.firstElementChild.children];
+        const end = Math.min(grid.scrollTop + grid.clientHeight, grid.scrollHeight);
+        return Math.min(...cells.map(cell => cell.offsetTop)) <= grid.scrollTop &&
+            Math.max(...cells.map(cell => cell.offsetTop + cell.offsetHeight)) >= end;
+    }})"""
     height = page.evaluate(f"Math.max(...{grids}.map(grid => grid.scrollHeight))")
-    for top in range(0, height, 200):
+    for top in range(0, height, 250):  # 300 are in sight
         page.evaluate(f"{grids}.forEach(grid => grid.scrollTop = {top})")
-        page.wait_for_timeout(100)
+        page.wait_for_function(rows_in_sight, timeout=WAIT_MS)
         found = page.evaluate(
             f"""{grids}.flatMap(grid => [...grid.firstElementChild.children].map(cell => [
                 parseFloat(cell.style.top), cell.getBoundingClientRect().x, cell.innerText]))"""
