@@ -34,6 +34,10 @@ LONG = (
     "tests/evaluation/test_gates.py",
     "tests/kernels/test_attention_kernels.py",
     "tests/kernels/test_projection_kernels.py",
+    "tests/evaluation/test_bfloat16_gates.py",
+    "tests/kernels/test_attention_block.py",
+    "tests/evaluation/test_report_browser.py",
+    "tests/model/test_trace.py",
 )
 """Files of more than ten seconds: the workers begin with these."""
 
