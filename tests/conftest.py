@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # NxD's process group: two workers, two ports
+    os.environ["MASTER_PORT"] = str(29500 + int(os.environ["PYTEST_XDIST_WORKER"][2:]))
 
 import simulator.finder  # noqa: F401  (`import nki` works from here on)
 
