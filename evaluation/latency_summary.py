@@ -63,12 +63,12 @@ def side_latency(
         prompt_tokens: prompt -> tokens.
         new_tokens: tokens that every run generated.
     """
-    totals = session.sample(side, "end_to_end_ms")
+    metrics = {m: distribution(m, session.sample(side, m)) for m in METRICS}
     flags = far_out_runs(session)
     return SideLatency(
         configuration=configuration,
-        metrics={m: distribution(m, session.sample(side, m)) for m in METRICS},
-        output_tokens_per_s=_throughput(estimate_mean(totals), new_tokens),
+        metrics=metrics,
+        output_tokens_per_s=_throughput(metrics["end_to_end_ms"].mean, new_tokens),
         prompts=[
             PromptLatency(
                 prompt=name,
